@@ -1,0 +1,1 @@
+//! Types that the eBPF programs and their readers share.

@@ -1,0 +1,3 @@
+//! Loads the eBPF probes, hands their maps out, exports what they saw.
+
+fn main() {}

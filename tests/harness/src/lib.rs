@@ -1,0 +1,1 @@
+//! Test hosts: network namespaces, processes and what they leave behind.

@@ -1,0 +1,3 @@
+//! A seeded simulator that tries to break the protocol.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Frames and entries of the log: bytes only, no I/O.

@@ -1,0 +1,1 @@
+//! Split virtqueues for both sides, and the arena that they live in.

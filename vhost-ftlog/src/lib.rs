@@ -1,0 +1,1 @@
+//! The logging channel: a vhost-user backend on io_uring, and its frontend.

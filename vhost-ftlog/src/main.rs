@@ -1,0 +1,3 @@
+//! The logging channel daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The fault-tolerance protocol as pure state machines.

@@ -1,0 +1,1 @@
+//! Loads a Linux kernel and rewrites in it what is not deterministic.

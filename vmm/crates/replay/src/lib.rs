@@ -1,0 +1,1 @@
+//! Execution points, recorder, replayer, deltas, digests and divergence reports.

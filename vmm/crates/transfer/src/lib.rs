@@ -1,0 +1,1 @@
+//! Saved state: a versioned container of sections and a page stream.

@@ -1,0 +1,3 @@
+//! The `pollux` command.
+
+fn main() {}
