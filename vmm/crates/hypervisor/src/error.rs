@@ -60,6 +60,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A vCPU that was to be brought to rest could not run.
+    #[error("settling the vCPU")]
+    Run(#[from] RunError),
     /// Guest memory.
     #[error("guest memory")]
     Ram(#[from] RamError),

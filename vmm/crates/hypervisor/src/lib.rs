@@ -7,6 +7,7 @@
 //! What this crate does not do: it counts no exits, knows no log and no device, and names no
 //! hypervisor: what a host can and cannot do is found out by probes.
 
+pub mod bare;
 pub mod cpuid;
 pub mod digest;
 mod dirty;
