@@ -1,0 +1,109 @@
+//! Shortens the start where KVM emulates ring 0 instruction by instruction (about three million a
+//! second): a start that runs 60 million instructions takes 20 s there.
+//!
+//! Two means: work that the kernel does at each start with a result that is known beforehand is done
+//! at load ([`super::prelink`], [`super::tables`]); and what a VM does not need is left out. What is
+//! left out shows in the guest, so each line says what no longer works.
+
+use super::planner::{Planner, Reason};
+use super::skips::{Skip, skip};
+use super::{FastBoot, pages, prelink, tables};
+use crate::error::PlanError;
+use crate::patch::PatchSet;
+
+/// Functions that are left out: name, what they return instead, why that is right.
+const SKIPS: &[(&str, Skip, &str)] = &[
+    (
+        "ftrace_init",
+        Skip::Return,
+        "ftrace sites are NOPs already; no function tracer in the guest",
+    ),
+    (
+        "apply_returns",
+        Skip::Return,
+        "returns are linked already; modules keep the return thunk",
+    ),
+    (
+        "apply_retpolines",
+        Skip::Return,
+        "indirect branches are linked already; modules keep thunks",
+    ),
+    (
+        "alternatives_smp_module_add",
+        Skip::Return,
+        "LOCK prefixes are gone already; modules keep them",
+    ),
+    (
+        "unwind_init",
+        Skip::Return,
+        "no lookup tables for stack traces: an oops prints guesses",
+    ),
+    ("clear_bss", Skip::Return, "memory of a new VM is zero"),
+    (
+        "trace_event_init",
+        Skip::Return,
+        "no trace events in the guest",
+    ),
+    (
+        "load_system_certificate_list",
+        Skip::Zero,
+        "no keys for signed modules: they load, tainted",
+    ),
+    (
+        "bpf_get_btf_vmlinux",
+        Skip::Zero,
+        "no type information for BPF programs in the guest",
+    ),
+    ("blake2s_selftest", Skip::One, "self-test"),
+    (
+        "free_initmem",
+        Skip::Return,
+        "init memory stays in use: 6 MiB",
+    ),
+    (
+        "mem_encrypt_free_decrypted_mem",
+        Skip::Return,
+        "no memory encryption",
+    ),
+    ("slab_sysfs_init", Skip::Zero, "no /sys/kernel/slab"),
+    (
+        "vty_init",
+        Skip::Zero,
+        "no virtual terminals: the console is serial",
+    ),
+    (
+        "ptdump_walk_pgd_level_checkwx",
+        Skip::Return,
+        "self-test of page permissions",
+    ),
+    ("dmi_setup", Skip::Return, "no DMI tables in the machine"),
+    (
+        "reserve_ibft_region",
+        Skip::Return,
+        "no iSCSI boot table in the machine",
+    ),
+    (
+        "i8042_init",
+        Skip::Zero,
+        "no keyboard controller in the machine (its reset line works)",
+    ),
+];
+
+pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanError> {
+    for (function, how, why) in SKIPS {
+        skip(
+            planner,
+            function,
+            *how,
+            Reason {
+                set: PatchSet::FastBoot,
+                why,
+            },
+        )?;
+    }
+    if options.paravirtual_pages {
+        pages::plan(planner)?;
+    }
+    tables::plan(planner)?;
+    prelink::plan(planner)
+}

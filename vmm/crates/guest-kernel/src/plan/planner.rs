@@ -1,0 +1,248 @@
+//! Collects patches and what was missed on the way.
+//!
+//! What always holds: the patches do not overlap, and the old bytes of each are those of the image.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{KNOWN_SERIES, PlanReport};
+use crate::bytes::offset_by;
+use crate::error::{Missed, PlanError};
+use crate::image::{KernelImage, Section};
+use crate::patch::{Patch, PatchPlan, PatchSet};
+
+/// Where stubs go: the exception entries of paravirtual Xen guests, which never run here. They lie one
+/// after the other, 336 bytes in 6.1, and no table of the kernel (ftrace, returns, alternatives, jump
+/// labels) has an entry in them, so that nothing is written over a stub later.
+const STUB_ROOM: &str = "xen_asm_exc_divide_error";
+/// The functions that follow [`STUB_ROOM`] and belong to it start with this.
+const STUB_ROOM_PREFIX: &str = "xen_asm_";
+/// Stubs start at multiples of this.
+const STUB_ALIGN: u64 = 16;
+
+/// Why a patch is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reason {
+    pub(super) set: PatchSet,
+    pub(super) why: &'static str,
+}
+
+/// The growing plan.
+pub(super) struct Planner<'a> {
+    pub(super) image: &'a KernelImage,
+    pub(super) report: PlanReport,
+    patches: BTreeMap<u64, Patch>,
+    missed: BTreeSet<Missed>,
+    /// Bytes from [`STUB_ROOM`] on that are taken.
+    stub_room_used: u64,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(image: &'a KernelImage) -> Self {
+        Planner {
+            image,
+            report: PlanReport::default(),
+            patches: BTreeMap::new(),
+            missed: BTreeSet::new(),
+            stub_room_used: 0,
+        }
+    }
+
+    /// Address of a symbol; a miss is written down.
+    pub(super) fn symbol(&mut self, name: &str) -> Option<u64> {
+        let found = self.image.symbols().unique(name);
+        if found.is_none() {
+            self.missed.insert(Missed::Symbol(String::from(name)));
+        }
+        found
+    }
+
+    /// A section by its header; a miss is written down.
+    pub(super) fn section(&mut self, name: &str) -> Option<Section> {
+        let found = self.image.section(name).cloned();
+        if found.is_none() {
+            self.missed.insert(Missed::Section(String::from(name)));
+        }
+        found
+    }
+
+    /// Start and end of a table: by symbols, else by section header; a miss is written down.
+    pub(super) fn table(&mut self, section: &str, start: &str, stop: &str) -> Option<(u64, u64)> {
+        let symbols = self.image.symbols();
+        if let (Some(start), Some(stop)) = (symbols.unique(start), symbols.unique(stop)) {
+            return Some((start, stop));
+        }
+        if let Some(section) = self.image.section(section) {
+            return Some((section.addr, section.end()));
+        }
+        self.missed.insert(Missed::Section(format!(
+            "{section} (symbols {start}, {stop})"
+        )));
+        None
+    }
+
+    /// Writes down that a table has another form than the one that is known.
+    pub(super) fn miss_table(&mut self, name: &str, why: String) {
+        self.missed.insert(Missed::Table {
+            name: String::from(name),
+            why,
+        });
+    }
+
+    /// The bytes of a range; a miss is written down under `name`.
+    pub(super) fn bytes(&mut self, name: &str, start: u64, end: u64) -> Option<&'a [u8]> {
+        let len = end
+            .checked_sub(start)
+            .and_then(|len| usize::try_from(len).ok());
+        let bytes = len.and_then(|len| self.image.read(start, len));
+        if bytes.is_none() {
+            self.miss_table(name, format!("{start:#x}..{end:#x} is not in the file"));
+        }
+        bytes
+    }
+
+    /// Whether a patch touches the range.
+    pub(super) fn covered(&self, addr: u64, len: usize) -> bool {
+        self.overlapping(addr, len).is_some()
+    }
+
+    fn overlapping(&self, addr: u64, len: usize) -> Option<&Patch> {
+        let end = addr + len as u64;
+        self.patches
+            .range(..end)
+            .next_back()
+            .map(|(_, patch)| patch)
+            .filter(|patch| patch.end() > addr)
+    }
+
+    /// Replaces `old` at `addr`, which must be there, by `new`.
+    pub(super) fn replace(
+        &mut self,
+        addr: u64,
+        old: &[u8],
+        new: &[u8],
+        reason: Reason,
+    ) -> Result<(), PlanError> {
+        assert_eq!(old.len(), new.len(), "a patch keeps its length");
+        if let Some(first) = self.overlapping(addr, old.len()) {
+            return Err(PlanError::Overlap {
+                symbol: self.image.symbols().describe(addr),
+                addr,
+                first: first.why,
+                second: reason.why,
+            });
+        }
+        let found = self.image.read(addr, old.len());
+        if found != Some(old) {
+            return Err(PlanError::OldBytes {
+                set: reason.set,
+                symbol: self.image.symbols().describe(addr),
+                addr,
+                expected: old.to_vec(),
+                found: found.unwrap_or_default().to_vec(),
+                why: reason.why,
+            });
+        }
+        let Reason { set, why } = reason;
+        self.patches.insert(
+            addr,
+            Patch {
+                addr,
+                old: old.into(),
+                new: new.into(),
+                set,
+                why,
+            },
+        );
+        Ok(())
+    }
+
+    /// [`Self::replace`] for one place of many; one within another patch is counted and left out.
+    pub(super) fn replace_site(
+        &mut self,
+        kind: &'static str,
+        addr: u64,
+        old: &[u8],
+        new: &[u8],
+        reason: Reason,
+    ) -> Result<(), PlanError> {
+        if self.covered(addr, old.len()) {
+            self.report.sites.entry(kind).or_default().covered += 1;
+            return Ok(());
+        }
+        self.replace(addr, old, new, reason)?;
+        self.report.sites.entry(kind).or_default().patched += 1;
+        Ok(())
+    }
+
+    /// Counts a place that is left as it is.
+    pub(super) fn leave_site(&mut self, kind: &'static str) {
+        self.report.sites.entry(kind).or_default().left += 1;
+    }
+
+    /// Puts a stub into the room for stubs; `build` gets its address. `None` without that room.
+    pub(super) fn stub(
+        &mut self,
+        reason: Reason,
+        build: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<Option<u64>, PlanError> {
+        let Some(room) = self.symbol(STUB_ROOM) else {
+            return Ok(None);
+        };
+        let addr = room + self.stub_room_used;
+        let code = build(addr);
+        let left = self.stub_room_end(room).saturating_sub(addr);
+        if code.len() as u64 > left {
+            return Err(PlanError::NoRoom {
+                need: code.len(),
+                place: STUB_ROOM,
+                left,
+            });
+        }
+        self.stub_room_used += (code.len() as u64).next_multiple_of(STUB_ALIGN);
+        let old = self
+            .image
+            .read(addr, code.len())
+            .unwrap_or_default()
+            .to_vec();
+        self.replace(addr, &old, &code, reason)?;
+        Ok(Some(addr))
+    }
+
+    /// The first symbol behind the functions that give their room.
+    fn stub_room_end(&self, start: u64) -> u64 {
+        let symbols = self.image.symbols().all();
+        let from = symbols.partition_point(|symbol| symbol.addr < start);
+        symbols[from..]
+            .iter()
+            .find(|symbol| !symbol.name.starts_with(STUB_ROOM_PREFIX))
+            .map_or(start, |symbol| symbol.addr)
+    }
+
+    /// Target of the near branch (`E8`, `E9`) whose distance lies at `at`.
+    pub(super) fn branch_target(&self, at: u64) -> Option<u64> {
+        let distance = self
+            .image
+            .read(at, 4)?
+            .try_into()
+            .ok()
+            .map(i32::from_le_bytes)?;
+        Some(offset_by(at + 4, distance))
+    }
+
+    /// The plan, if nothing was missed and the series is known.
+    pub(super) fn finish(self, allow_unknown_series: bool) -> Result<PatchPlan, PlanError> {
+        let release = self.image.release();
+        let known = KNOWN_SERIES
+            .iter()
+            .any(|series| release.starts_with(series));
+        if !self.missed.is_empty() || !(known || allow_unknown_series) {
+            return Err(PlanError::UnknownKernel {
+                release: String::from(release),
+                missed: self.missed.into_iter().collect(),
+                known: KNOWN_SERIES.to_vec(),
+            });
+        }
+        let patches = self.patches.into_values().collect();
+        Ok(PatchPlan::new(self.image.hash(), patches, self.report))
+    }
+}

@@ -1,0 +1,196 @@
+//! Does at load what the kernel does to its own code at each start, for a machine with one processor
+//! and no mitigations: ftrace sites, return thunks, retpolines and LOCK prefixes.
+//!
+//! Needs `mitigations=off` on the command line. A site of another form is left to work through its
+//! thunk and counted.
+
+use std::collections::BTreeMap;
+
+use super::planner::{Planner, Reason};
+use crate::bytes::{i32_at, offset_by, u64_at};
+use crate::error::PlanError;
+use crate::patch::PatchSet;
+
+/// The five-byte NOP that the kernel itself uses.
+pub(super) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+/// Addresses below are per-CPU offsets or entries that the linker cleared.
+const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
+
+const FTRACE: &str = "ftrace sites";
+const RETURNS: &str = "return sites";
+const RETPOLINES: &str = "retpoline sites";
+const LOCKS: &str = "LOCK prefixes";
+
+pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
+    ftrace(planner)?;
+    returns(planner)?;
+    retpolines(planner)?;
+    locks(planner)
+}
+
+const fn reason(why: &'static str) -> Reason {
+    Reason {
+        set: PatchSet::FastBoot,
+        why,
+    }
+}
+
+/// `call __fentry__` at the start of functions.
+fn ftrace(planner: &mut Planner) -> Result<(), PlanError> {
+    let table = planner.table("__mcount_loc", "__start_mcount_loc", "__stop_mcount_loc");
+    let (Some((start, end)), Some(fentry)) = (table, planner.symbol("__fentry__")) else {
+        return Ok(());
+    };
+    let Some(bytes) = planner.bytes(FTRACE, start, end) else {
+        return Ok(());
+    };
+    for entry in bytes.chunks_exact(8) {
+        let addr = u64_at(entry, 0).unwrap_or(0);
+        let call = planner
+            .image
+            .read(addr, 5)
+            .filter(|code| addr >= KERNEL_BASE && code[0] == 0xe8);
+        match call {
+            Some(old) if planner.branch_target(addr + 1) == Some(fentry) => {
+                planner.replace_site(FTRACE, addr, old, &NOP5, reason("ftrace is off"))?;
+            }
+            _ => planner.leave_site(FTRACE),
+        }
+    }
+    Ok(())
+}
+
+/// `jmp __x86_return_thunk` becomes `ret`.
+fn returns(planner: &mut Planner) -> Result<(), PlanError> {
+    let table = planner.table(".return_sites", "__return_sites", "__return_sites_end");
+    let (Some((start, end)), Some(thunk)) = (table, planner.symbol("__x86_return_thunk")) else {
+        return Ok(());
+    };
+    for addr in relative_entries(planner, RETURNS, start, end) {
+        let jump = planner.image.read(addr, 5).filter(|code| code[0] == 0xe9);
+        match jump {
+            Some(old) if planner.branch_target(addr + 1) == Some(thunk) => {
+                let new = [0xc3, 0xcc, 0xcc, 0xcc, 0xcc];
+                planner.replace_site(RETURNS, addr, old, &new, reason("return thunks are off"))?;
+            }
+            _ => planner.leave_site(RETURNS),
+        }
+    }
+    Ok(())
+}
+
+/// `call` or `jmp __x86_indirect_thunk_REG` becomes `call *REG` or `jmp *REG`.
+fn retpolines(planner: &mut Planner) -> Result<(), PlanError> {
+    const REGISTERS: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15",
+    ];
+    let symbols = planner.image.symbols();
+    let thunks: BTreeMap<u64, u8> = (0u8..)
+        .zip(REGISTERS)
+        .filter_map(|(number, name)| {
+            Some((
+                symbols.unique(&format!("__x86_indirect_thunk_{name}"))?,
+                number,
+            ))
+        })
+        .collect();
+    if thunks.len() < REGISTERS.len() - 1 {
+        // There may be none for RSP.
+        planner.miss_table(
+            "__x86_indirect_thunk_*",
+            format!("only {} thunks", thunks.len()),
+        );
+    }
+    let table = planner.table(
+        ".retpoline_sites",
+        "__retpoline_sites",
+        "__retpoline_sites_end",
+    );
+    let Some((start, end)) = table else {
+        return Ok(());
+    };
+    for addr in relative_entries(planner, RETPOLINES, start, end) {
+        let prefix = usize::from(planner.image.read(addr, 1) == Some(&[0x2e]));
+        let old = planner.image.read(addr, prefix + 5).unwrap_or_default();
+        let target = planner.branch_target(addr + prefix as u64 + 1);
+        let register = target.and_then(|target| thunks.get(&target)).copied();
+        match (old.get(prefix), register) {
+            (Some(opcode @ (0xe8 | 0xe9)), Some(register)) => {
+                let new = indirect_branch(*opcode == 0xe8, register, old.len());
+                planner.replace_site(RETPOLINES, addr, old, &new, reason("retpolines are off"))?;
+            }
+            _ => planner.leave_site(RETPOLINES),
+        }
+    }
+    Ok(())
+}
+
+/// `call *reg` followed by NOPs, or `jmp *reg` followed by INT3, `len` (5 or 6) bytes in all.
+fn indirect_branch(call: bool, register: u8, len: usize) -> Vec<u8> {
+    let mut code = Vec::with_capacity(len);
+    if register >= 8 {
+        code.push(0x41);
+    }
+    code.extend([0xff, if call { 0xd0 } else { 0xe0 } | register & 7]);
+    let nops: &[u8] = match (call, len - code.len()) {
+        (false, _) => &[],
+        (true, 2) => &[0x66, 0x90],
+        (true, 3) => &[0x0f, 0x1f, 0x00],
+        (true, _) => &[0x0f, 0x1f, 0x40, 0x00],
+    };
+    code.extend(nops);
+    code.resize(len, 0xcc);
+    code
+}
+
+/// LOCK prefixes (`F0`) become DS prefixes (`3E`), as the kernel does on one processor.
+fn locks(planner: &mut Planner) -> Result<(), PlanError> {
+    let Some((start, end)) = planner.table(".smp_locks", "__smp_locks", "__smp_locks_end") else {
+        return Ok(());
+    };
+    for addr in relative_entries(planner, LOCKS, start, end) {
+        if planner.image.read(addr, 1) == Some(&[0xf0]) {
+            planner.replace_site(LOCKS, addr, &[0xf0], &[0x3e], reason("one processor"))?;
+        } else {
+            planner.leave_site(LOCKS);
+        }
+    }
+    Ok(())
+}
+
+/// A table of 32-bit distances, each from its own place. Zero is padding.
+fn relative_entries(planner: &mut Planner, name: &str, start: u64, end: u64) -> Vec<u64> {
+    let Some(bytes) = planner.bytes(name, start, end) else {
+        return Vec::new();
+    };
+    (0..bytes.len() / 4)
+        .filter_map(|index| {
+            let distance = i32_at(bytes, 4 * index).filter(|distance| *distance != 0)?;
+            Some(offset_by(start + 4 * index as u64, distance))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indirect_branches_keep_their_length() {
+        assert_eq!(indirect_branch(true, 0, 5), [0xff, 0xd0, 0x0f, 0x1f, 0x00]);
+        assert_eq!(indirect_branch(true, 9, 5), [0x41, 0xff, 0xd1, 0x66, 0x90]);
+        assert_eq!(
+            indirect_branch(true, 2, 6),
+            [0xff, 0xd2, 0x0f, 0x1f, 0x40, 0x00]
+        );
+        assert_eq!(
+            indirect_branch(false, 11, 5),
+            [0x41, 0xff, 0xe3, 0xcc, 0xcc]
+        );
+        assert_eq!(
+            indirect_branch(false, 7, 6),
+            [0xff, 0xe7, 0xcc, 0xcc, 0xcc, 0xcc]
+        );
+    }
+}
