@@ -96,7 +96,7 @@ pub enum RunError {
     /// Access to a vCPU from a thread whose kick signal could not be set up.
     #[error("signal set-up")]
     Signal(#[source] std::io::Error),
-    /// A scripted vCPU has come to the end of its script.
-    #[error("the script of the fake vCPU is at its end")]
+    /// A fake vCPU has come to the end of its script, or of the instructions of one run.
+    #[error("the fake vCPU is at the end of its script")]
     ScriptEnd,
 }

@@ -13,6 +13,7 @@ pub mod digest;
 mod dirty;
 mod error;
 mod exit;
+pub mod fake;
 mod kick;
 pub mod kvm;
 mod ram;

@@ -7,9 +7,10 @@
 //!
 //! Writes through [`GuestRam::memory`] (those of devices) are noted in a bitmap, because KVM's
 //! dirty log does not see them. Who writes while the vCPU runs is not decided here.
-#![allow(unsafe_code)] // madvise over a mapping that others hold raw pointers to.
+#![allow(unsafe_code)] // madvise, and writing as the guest does, past the bitmap.
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ptr;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
@@ -192,6 +193,26 @@ impl GuestRam {
         self.memory
             .write_slice(data, GuestAddress(addr))
             .map_err(|_| RamError::NoRam { addr })
+    }
+
+    /// Writes bytes as the guest would: they are not noted as written by the VMM.
+    pub(crate) fn write_as_guest(&self, addr: u64, data: &[u8]) -> Result<(), RamError> {
+        let slice = self
+            .memory
+            .get_slices(GuestAddress(addr), data.len())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| RamError::NoRam { addr })?;
+        let mut rest = data;
+        for part in slice {
+            let (now, later) = rest.split_at(part.len());
+            // SAFETY: the guard keeps the part's mapping valid for its length, which is that of
+            // `now`; guest memory is plain bytes, and what the VMM borrows never lies in it.
+            unsafe {
+                ptr::copy_nonoverlapping(now.as_ptr(), part.ptr_guard_mut().as_ptr(), now.len())
+            };
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Whether a page is all zeros.

@@ -89,7 +89,7 @@ fn no_kick_is_lost_whenever_it_comes() {
                                 count: 1
                             }
                         );
-                        if delay % 7 == 0 {
+                        if delay.is_multiple_of(7) {
                             assert_eq!(guest.vcpu.settle().unwrap(), Stop::Kicked);
                         }
                     }

@@ -1,0 +1,101 @@
+//! A machine that is only memory and a dirty log.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::dirty::{DirtyBitmap, Gfn};
+use crate::fake::ToyVcpu;
+use crate::{CpuidTable, Error, GuestRam, Vm};
+
+/// What the machine and its vCPU share.
+#[derive(Clone, Debug)]
+pub(super) struct SharedLog(Arc<Mutex<Log>>);
+
+#[derive(Debug)]
+struct Log {
+    on: bool,
+    pages: DirtyBitmap,
+}
+
+impl SharedLog {
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.0.lock().expect("nobody panics with the log locked")
+    }
+
+    /// Notes what the guest has written.
+    pub(super) fn note(&self, addr: u64, len: usize) {
+        let mut log = self.lock();
+        if log.on {
+            log.pages.insert(Gfn::of(addr));
+            log.pages.insert(Gfn::of(addr + len as u64 - 1));
+        }
+    }
+}
+
+/// A machine without KVM.
+#[derive(Debug)]
+pub struct FakeVm {
+    ram: GuestRam,
+    log: SharedLog,
+    flushes: u64,
+}
+
+impl FakeVm {
+    /// A machine with this RAM.
+    #[must_use]
+    pub fn new(ram: GuestRam) -> Self {
+        let log = Log {
+            on: false,
+            pages: ram.no_pages(),
+        };
+        Self {
+            ram,
+            log: SharedLog(Arc::new(Mutex::new(log))),
+            flushes: 0,
+        }
+    }
+
+    /// A toy vCPU that executes from `entry` on, with interrupts off and zeroed registers.
+    #[must_use]
+    pub fn create_toy(&self, entry: u64, cpuid: CpuidTable) -> ToyVcpu {
+        ToyVcpu::new(self.ram.clone(), self.log.clone(), entry, cpuid)
+    }
+
+    /// How often the shadow was flushed.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.flushes
+    }
+}
+
+impl Vm for FakeVm {
+    fn memory(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn set_dirty_log(&mut self, on: bool) -> Result<(), Error> {
+        let mut log = self.log.lock();
+        if log.on != on {
+            log.on = on;
+            log.pages = self.ram.no_pages();
+        }
+        Ok(())
+    }
+
+    fn dirty_log(&mut self) -> Result<DirtyBitmap, Error> {
+        let mut log = self.log.lock();
+        if !log.on {
+            // As KVM says it of a slot without the flag.
+            let source = kvm_ioctls::Error::new(libc::ENOENT);
+            return Err(Error::Kvm {
+                call: "KVM_GET_DIRTY_LOG",
+                source,
+            });
+        }
+        Ok(std::mem::replace(&mut log.pages, self.ram.no_pages()))
+    }
+
+    fn flush_shadow(&mut self) -> Result<(), Error> {
+        self.flushes += 1;
+        Ok(())
+    }
+}
