@@ -1,0 +1,173 @@
+//! A process of a test: killed and reaped when it goes out of scope, its output kept.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{HarnessError, system, wait_for};
+
+/// Which output of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Error,
+}
+
+/// Lines of output kept; the oldest go first.
+const KEPT_LINES: usize = 10_000;
+
+#[derive(Debug, Default)]
+struct Lines(Mutex<Vec<(Stream, String)>>);
+
+impl Lines {
+    fn with<T>(&self, job: impl FnOnce(&mut Vec<(Stream, String)>) -> T) -> T {
+        job(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+    lines: Arc<Lines>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts a process with no input; its output is read as it comes.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(command: &mut Command) -> Result<Self, HarnessError> {
+        let program = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| HarnessError::Command {
+                command: program,
+                said: error.to_string(),
+            })?;
+        let lines = Arc::new(Lines::default());
+        let mut readers = Vec::new();
+        if let Some(out) = child.stdout.take() {
+            readers.push(read_lines(out, Stream::Out, &lines));
+        }
+        if let Some(error) = child.stderr.take() {
+            readers.push(read_lines(error, Stream::Error, &lines));
+        }
+        Ok(Self {
+            child,
+            status: None,
+            lines,
+            readers,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has been reaped.
+    pub fn signal(&self, signal: Signal) -> Result<(), HarnessError> {
+        if self.status.is_some() {
+            return Err(system("signal to a process that has been reaped")(
+                rustix::io::Errno::SRCH,
+            ));
+        }
+        kill_process(self.pid(), signal).map_err(system("signal"))
+    }
+
+    /// Waits for it to exit by itself.
+    ///
+    /// # Errors
+    /// [`HarnessError::Patience`].
+    pub fn wait(&mut self) -> Result<ExitStatus, HarnessError> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        let child = &mut self.child;
+        let status = wait_for("a process to exit", || child.try_wait().ok().flatten())?;
+        self.status = Some(status);
+        Ok(status)
+    }
+
+    /// Kills it with SIGKILL and reaps it.
+    pub fn kill(&mut self) {
+        if self.status.is_none() {
+            // Fails only if it has exited in the meantime.
+            let _ = self.child.kill();
+            self.status = self.child.wait().ok();
+        }
+    }
+
+    /// All that it has printed so far, one line each.
+    pub fn printed(&self, stream: Stream) -> String {
+        self.lines.with(|lines| {
+            let of = lines.iter().filter(|(s, _)| *s == stream);
+            of.map(|(_, line)| format!("{line}\n")).collect()
+        })
+    }
+
+    /// Waits for a line with `text` in it, on either stream, and returns that line.
+    ///
+    /// # Errors
+    /// [`HarnessError::Patience`], with what it has printed instead.
+    pub fn wait_for_line(&mut self, text: &str) -> Result<String, HarnessError> {
+        let lines = Arc::clone(&self.lines);
+        let found = wait_for(text, || {
+            lines.with(|l| {
+                l.iter()
+                    .find(|(_, line)| line.contains(text))
+                    .map(|(_, l)| l.clone())
+            })
+        });
+        found.map_err(|_| {
+            let said = self
+                .lines
+                .with(|l| l.iter().map(|(_, l)| format!("\n  {l}")).collect());
+            HarnessError::Command {
+                command: format!("waiting for \"{text}\""),
+                said,
+            }
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        for reader in self.readers.drain(..) {
+            // A grandchild may hold the pipe open: its reader ends with it.
+            if reader.is_finished() {
+                let _ = reader.join();
+            }
+        }
+    }
+}
+
+fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: &Arc<Lines>) -> JoinHandle<()> {
+    let to = Arc::clone(to);
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines() {
+            let Ok(line) = line else { return };
+            to.with(|lines| {
+                if lines.len() == KEPT_LINES {
+                    lines.remove(0);
+                }
+                lines.push((stream, line));
+            });
+        }
+    })
+}
