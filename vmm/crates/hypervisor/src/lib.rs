@@ -16,6 +16,7 @@ mod exit;
 pub mod fake;
 mod kick;
 pub mod kvm;
+pub mod probe;
 mod ram;
 mod state;
 mod vcpu;

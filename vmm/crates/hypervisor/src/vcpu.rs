@@ -101,7 +101,7 @@ pub trait Vcpu {
     fn kicker(&self) -> Kicker;
 
     /// Makes RDTSC of the guest's ring 3 fault on hosts where the guest's own CR4.TSD has no
-    /// effect there. The guest must have set CR4.TSD, else the fault kills this process.
+    /// effect there. It takes both: without the guest's CR4.TSD, RDTSC goes on working.
     fn set_trap_tsc(&mut self, on: bool);
 
     /// Whether [`Vcpu::set_trap_tsc`] is on.

@@ -12,6 +12,7 @@ use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRang
 
 use crate::dirty::{DirtyBitmap, Gfn, PAGE_SIZE};
 use crate::kvm::KvmVcpu;
+use crate::probe::Capabilities;
 use crate::state::XSAVE_BYTES;
 use crate::{CpuidTable, Error, GuestRam, Vm};
 
@@ -115,6 +116,16 @@ impl KvmVm {
     /// If KVM refuses.
     pub fn supported_cpuid(&self) -> Result<CpuidTable, Error> {
         supported_cpuid(&self.kvm)
+    }
+
+    /// What this KVM offers beyond the necessary.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            api_version: self.kvm.get_api_version(),
+            msr_filter: self.fd.check_extension(Cap::X86MsrFilter),
+            xsave_bytes: self.fd.check_extension_raw(KVM_CAP_XSAVE2.into()),
+            memory_slots: self.kvm.get_nr_memslots(),
+        }
     }
 
     /// Makes the machine's vCPU number `id`, with this CPUID table, in its state after reset.

@@ -9,4 +9,5 @@ mod guest;
 mod interrupt;
 mod kick;
 mod memory;
+mod probe;
 mod state;
