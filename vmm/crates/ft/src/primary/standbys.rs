@@ -1,0 +1,71 @@
+//! The list of hosts that may become the backup, with a back-off for those that failed.
+
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::names::HostId;
+use crate::time::Time;
+
+/// Who is tried next, and when.
+#[derive(Debug)]
+pub(super) struct Standbys {
+    list: Vec<Standby>,
+    /// Whether a backup is wanted.
+    pub(super) wanted: bool,
+}
+
+#[derive(Debug)]
+struct Standby {
+    host: HostId,
+    at: Time,
+    wait: Duration,
+}
+
+impl Standbys {
+    pub(super) fn new(ctx: &Context<'_>) -> Self {
+        let standby = |host: &HostId| Standby {
+            host: *host,
+            at: ctx.now,
+            wait: Duration::ZERO,
+        };
+        Self {
+            list: ctx.core.config.standbys.iter().map(standby).collect(),
+            wanted: ctx.core.config.protect,
+        }
+    }
+
+    /// The first host in the order of preference whose back-off is over.
+    pub(super) fn next(&self, now: Time) -> Option<HostId> {
+        let ready = |standby: &&Standby| standby.at <= now;
+        self.list.iter().find(ready).map(|standby| standby.host)
+    }
+
+    /// `host` failed: it is left alone for a while, twice as long as the last time.
+    pub(super) fn failed(&mut self, ctx: &Context<'_>, host: HostId) {
+        let timings = ctx.timings();
+        if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {
+            standby.wait = (standby.wait * 2)
+                .max(timings.standby_retry)
+                .min(timings.standby_retry_most);
+            standby.at = ctx.now.after(standby.wait);
+        }
+    }
+
+    /// `host` is the backup now: its failures are forgiven.
+    pub(super) fn succeeded(&mut self, host: HostId) {
+        if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {
+            standby.wait = Duration::ZERO;
+        }
+    }
+
+    /// Everybody may be tried at once.
+    pub(super) fn at_once(&mut self) {
+        for standby in &mut self.list {
+            standby.at = Time(0);
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.list.iter().map(|standby| standby.at).min()
+    }
+}
