@@ -61,7 +61,7 @@ impl Default for Timings {
     fn default() -> Self {
         Self {
             resend: Duration::from_millis(100),
-            join: Duration::from_secs(2),
+            join: Duration::from_secs(1),
             sync_stalled: Duration::from_secs(10),
             caught_up_appends: 1024,
             standby_retry: Duration::from_millis(500),

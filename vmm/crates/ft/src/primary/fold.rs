@@ -50,10 +50,6 @@ impl Fold {
         }
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        self.state != State::Idle
-    }
-
     pub(super) fn is_copied(&self) -> bool {
         self.state == State::Copied
     }
@@ -88,11 +84,8 @@ impl Primary {
         }
         let feared = self.feared(ctx);
         if feared.is_empty() || canary::on(Canary::FoldBeforeGone) {
-            // The copy takes the place of a transfer: both want the guest's I/O.
-            if self.link.as_ref().is_none_or(|link| link.is_backup()) {
-                self.fold.state = State::Copying;
-                ctx.act(Action::Fold(self.record.quarantine.clone()));
-            }
+            self.fold.state = State::Copying;
+            ctx.act(Action::Fold(self.record.quarantine.clone()));
             return;
         }
         let every = ctx.timings().query;

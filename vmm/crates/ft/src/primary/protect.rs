@@ -122,7 +122,6 @@ impl Primary {
             && self.link.is_none()
             && self.standbys.wanted
             && self.errand == Errand::None
-            && !self.fold.is_busy()
             && self.record.quarantine.has_room()
     }
 

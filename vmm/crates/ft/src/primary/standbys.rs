@@ -34,10 +34,12 @@ impl Standbys {
         }
     }
 
-    /// The first host in the order of preference whose back-off is over.
+    /// Among the hosts whose back-off is over, the one that failed least; the first in the order of
+    /// preference where several did.
     pub(super) fn next(&self, now: Time) -> Option<HostId> {
-        let ready = |standby: &&Standby| standby.at <= now;
-        self.list.iter().find(ready).map(|standby| standby.host)
+        let ready = self.list.iter().filter(|standby| standby.at <= now);
+        let best = ready.min_by_key(|standby| standby.wait);
+        best.map(|standby| standby.host)
     }
 
     /// `host` failed: it is left alone for a while, twice as long as the last time.
