@@ -267,6 +267,3 @@ impl Pci {
         })
     }
 }
-
-#[cfg(test)]
-mod tests;

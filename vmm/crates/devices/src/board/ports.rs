@@ -163,6 +163,3 @@ impl Board {
 fn ports_from(port: u16) -> impl Iterator<Item = u16> {
     (0..).map(move |offset| port.wrapping_add(offset))
 }
-
-#[cfg(test)]
-mod tests;

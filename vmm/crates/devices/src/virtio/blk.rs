@@ -315,6 +315,3 @@ impl VirtioDevice for Blk {
         !self.outstanding.is_empty()
     }
 }
-
-#[cfg(test)]
-mod tests;

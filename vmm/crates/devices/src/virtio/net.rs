@@ -430,6 +430,3 @@ impl VirtioDevice for Net {
         self.tx_interrupt = None;
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -185,6 +185,3 @@ impl VirtioDevice for Rng {
         self.outstanding.clear();
     }
 }
-
-#[cfg(test)]
-mod tests;

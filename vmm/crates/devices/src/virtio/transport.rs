@@ -379,6 +379,3 @@ fn copy_at(source: &[u8], at: usize, data: &mut [u8]) {
         *to = *from;
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,53 @@
+//! Random scripts: a board restored from a saved state goes on as the one saved, and no guest makes a board panic.
+
+use std::hash::{BuildHasher, RandomState};
+
+use proptest::collection::vec;
+use proptest::prelude::any;
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
+
+use crate::ops::decode;
+use crate::script::{Reach, run};
+
+const SCRIPTS: u32 = 300;
+const SCRIPT_BYTES: usize = 6000;
+
+/// The seed of this run, from `POLLUX_SEED` when it is set.
+fn seed() -> u64 {
+    match std::env::var("POLLUX_SEED") {
+        Ok(seed) => seed.parse().expect("POLLUX_SEED is a number"),
+        Err(_) => RandomState::new().hash_one("devices"),
+    }
+}
+
+#[test]
+fn restored_boards_go_on_as_the_saved_ones_whatever_the_guest_does() {
+    let seed = seed();
+    let mut total = Reach::default();
+    let config = Config {
+        cases: SCRIPTS,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: 3000,
+        ..Config::default()
+    };
+    let reach = std::cell::RefCell::new(&mut total);
+    let result = TestRunner::new(config).run(&vec(any::<u8>(), 0..SCRIPT_BYTES), |script| {
+        reach.borrow_mut().add(run(&decode(&script)));
+        Ok(())
+    });
+    if let Err(TestError::Fail(reason, script)) = result {
+        panic!(
+            "{reason}\nshortest script: {:#?}\nrerun: POLLUX_SEED={seed} cargo test -p devices \
+             --test board restored_boards",
+            decode(&script)
+        );
+    }
+    println!("seed {seed}: {total:?}");
+    for (what, count) in total.counts() {
+        assert!(
+            count > 100,
+            "the scripts reach too little, {what}: {count} (POLLUX_SEED={seed})"
+        );
+    }
+}
