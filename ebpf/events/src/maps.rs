@@ -337,10 +337,13 @@ pub struct Watched {
     pub daemon_of: u32,
 }
 
+/// Bytes of a [`Watched`] in the map.
+pub const WATCHED_BYTES: usize = 8;
+
 impl Watched {
     /// As `struct watched` of heartbeat.h.
-    pub fn to_bytes(self) -> [u8; 8] {
-        let mut bytes = [0; 8];
+    pub fn to_bytes(self) -> [u8; WATCHED_BYTES] {
+        let mut bytes = [0; WATCHED_BYTES];
         bytes[..4].copy_from_slice(&self.vmm_of.to_ne_bytes());
         bytes[4..].copy_from_slice(&self.daemon_of.to_ne_bytes());
         bytes

@@ -32,7 +32,7 @@ mod priority;
 pub mod prober;
 pub mod protocol;
 pub mod responder;
-mod seqpacket;
+pub mod seqpacket;
 mod socket;
 mod thread;
 

@@ -60,7 +60,7 @@ pub enum Call {
         /// Signs what the peer asks.
         theirs: HexKey,
     },
-    /// This host's epoch has changed.
+    /// This host's epoch has grown.
     Epoch {
         /// The session.
         session: u64,

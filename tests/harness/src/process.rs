@@ -123,17 +123,18 @@ impl Process {
     /// Waits for a line with `text` in it, on either stream, and returns that line.
     ///
     /// # Errors
-    /// [`HarnessError::Patience`], with what it has printed instead.
+    /// [`HarnessError::Command`] with what it has printed instead: it never came, or the process has
+    /// exited.
     pub fn wait_for_line(&mut self, text: &str) -> Result<String, HarnessError> {
         let lines = Arc::clone(&self.lines);
+        let readers = &self.readers;
         let found = wait_for(text, || {
-            lines.with(|l| {
-                l.iter()
-                    .find(|(_, line)| line.contains(text))
-                    .map(|(_, l)| l.clone())
-            })
+            // Looked at first: when the readers are done, all that will ever be printed is there.
+            let over = readers.iter().all(JoinHandle::is_finished);
+            let line = lines.with(|l| l.iter().find(|(_, l)| l.contains(text)).cloned());
+            line.map(|(_, line)| Some(line)).or(over.then_some(None))
         });
-        found.map_err(|_| {
+        found.ok().flatten().ok_or_else(|| {
             let said = self
                 .lines
                 .with(|l| l.iter().map(|(_, l)| format!("\n  {l}")).collect());

@@ -1,0 +1,242 @@
+//! The backend in the kernel: XDP or TCX programs answer, a tracepoint program watches for exits.
+//!
+//! The programs are attached by links that end with this process, so that nothing is left behind
+//! however it ends.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::ProgramError;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
+use ebpf_events::maps::{
+    Counter, DaemonPage, MAX_SESSIONS, SESSION_ENTRY_BYTES, SeenPage, SessionEntry, VmmPage,
+    WATCHED_BYTES, Watched,
+};
+use heartbeat::Page;
+use heartbeat::protocol::{Abilities, ExitWatch, ResponderKind, Role, VERSION};
+use thiserror::Error;
+
+use crate::backend::{Backend, BackendError};
+use crate::causes::with_causes;
+use crate::objects;
+
+mod attach;
+
+use attach::{attach_egress, attach_exit, attach_responder};
+
+/// Bits of a minor device number within the kernel (`MINORBITS` of linux/kdev_t.h).
+const KERNEL_MINOR_BITS: u32 = 20;
+
+/// Why no heartbeat program could be put to work.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// The object could not be loaded: no rights, no BTF, an old kernel.
+    #[error("eBPF: {0}")]
+    Load(#[from] EbpfError),
+    /// A program was refused by the verifier or could not be attached.
+    #[error("eBPF program {program}: {source}")]
+    Program {
+        /// Which one.
+        program: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+    /// None of the ways to attach the responder worked.
+    #[error("heartbeats cannot be answered in the kernel: {0}")]
+    Attach(String),
+    /// A map is not as expected.
+    #[error("eBPF map: {0}")]
+    Map(#[from] MapError),
+    /// The object is not the one this was written for.
+    #[error("the eBPF object has no {0}")]
+    Missing(&'static str),
+    /// This process's PID namespace.
+    #[error("/proc/self/ns/pid: {0}")]
+    PidNamespace(#[source] io::Error),
+}
+
+struct Slot {
+    vmm: MapData,
+    daemon: MapData,
+    seen: MapData,
+    seen_page: Page<SeenPage>,
+}
+
+/// What the heartbeat programs are told, and how they are to be attached.
+#[derive(Debug, Clone)]
+pub struct KernelConfig {
+    /// Interface that heartbeats arrive on.
+    pub interface: String,
+    /// UDP port of the responders.
+    pub port: u16,
+    /// Ways to attach, to be tried in this order.
+    pub ways: Vec<ResponderKind>,
+    /// Why others are not among them; empty if all are.
+    pub left_out: String,
+}
+
+/// See the module.
+pub struct Kernel {
+    abilities: Abilities,
+    sessions: HashMap<MapData, u64, [u8; SESSION_ENTRY_BYTES]>,
+    watched: HashMap<MapData, u32, [u8; WATCHED_BYTES]>,
+    counters: PerCpuArray<MapData, u64>,
+    vmm_pages: ArrayOfMaps<MapData, MapData>,
+    daemon_pages: ArrayOfMaps<MapData, MapData>,
+    seen_pages: ArrayOfMaps<MapData, MapData>,
+    slots: [Option<Slot>; MAX_SESSIONS],
+    /// Holds the programs and their links: they end with it.
+    _object: Ebpf,
+}
+
+impl Kernel {
+    /// Loads and attaches the heartbeat programs.
+    ///
+    /// # Errors
+    /// [`KernelError`]: then nothing is left attached.
+    pub fn start(config: &KernelConfig) -> Result<Self, KernelError> {
+        let (device, inode) = pid_namespace().map_err(KernelError::PidNamespace)?;
+        let mut object = EbpfLoader::new()
+            .override_global("heartbeat_port", &config.port, true)
+            .override_global("pid_namespace_device", &device, true)
+            .override_global("pid_namespace_inode", &inode, true)
+            .load(objects::HEARTBEAT)?;
+        let (responder, responder_reason) = attach_responder(&mut object, config)?;
+        let departures = worked("stamps of departure", attach_egress(&mut object, config));
+        let watches = worked(
+            "the watch for exits in the kernel",
+            attach_exit(&mut object),
+        );
+        let abilities = Abilities {
+            version: VERSION,
+            responder,
+            responder_reason,
+            exit_watch: if watches {
+                ExitWatch::Kernel
+            } else {
+                ExitWatch::Pidfd
+            },
+            departures,
+            port: config.port,
+            interface: config.interface.clone(),
+        };
+        Ok(Self {
+            abilities,
+            sessions: HashMap::try_from(map(&mut object, "sessions")?)?,
+            watched: HashMap::try_from(map(&mut object, "watched")?)?,
+            counters: PerCpuArray::try_from(map(&mut object, "counters")?)?,
+            vmm_pages: ArrayOfMaps::try_from(map(&mut object, "vmm_pages")?)?,
+            daemon_pages: ArrayOfMaps::try_from(map(&mut object, "daemon_pages")?)?,
+            seen_pages: ArrayOfMaps::try_from(map(&mut object, "seen_pages")?)?,
+            slots: [const { None }; MAX_SESSIONS],
+            _object: object,
+        })
+    }
+}
+
+impl Backend for Kernel {
+    fn abilities(&self) -> &Abilities {
+        &self.abilities
+    }
+
+    fn open(&mut self, session: u64, entry: &SessionEntry) -> Result<(), BackendError> {
+        let vmm = page_map::<VmmPage>("vmm_page")?;
+        let daemon = page_map::<DaemonPage>("daemon_page")?;
+        let seen = page_map::<SeenPage>("seen_page")?;
+        let seen_page = Page::map(seen.fd())?;
+        self.vmm_pages.set(entry.slot, &vmm, 0)?;
+        self.daemon_pages.set(entry.slot, &daemon, 0)?;
+        self.seen_pages.set(entry.slot, &seen, 0)?;
+        // The programs find the session from here on, with all of its pages in place.
+        self.sessions.insert(session, entry.to_bytes(), 0)?;
+        self.slots[entry.slot as usize] = Some(Slot {
+            vmm,
+            daemon,
+            seen,
+            seen_page,
+        });
+        Ok(())
+    }
+
+    fn update(&mut self, session: u64, entry: &SessionEntry) -> Result<(), BackendError> {
+        Ok(self.sessions.insert(session, entry.to_bytes(), 0)?)
+    }
+
+    fn close(&mut self, session: u64, slot: usize) {
+        if let Err(error) = self.sessions.remove(&session) {
+            tracing::warn!(session, %error, "session not removed from the kernel");
+        }
+        self.slots[slot] = None;
+    }
+
+    fn descriptors(&self, slot: usize, role: Role) -> Vec<BorrowedFd<'_>> {
+        let Some(slot) = &self.slots[slot] else {
+            return Vec::new();
+        };
+        match role {
+            Role::Vmm => vec![slot.vmm.fd().as_fd(), slot.seen.fd().as_fd()],
+            Role::Daemon => vec![slot.daemon.fd().as_fd()],
+        }
+    }
+
+    fn seen(&self, slot: usize) -> Option<&Page<SeenPage>> {
+        self.slots[slot].as_ref().map(|slot| &slot.seen_page)
+    }
+
+    fn watch(&mut self, pid: u32, what: Watched) -> Result<(), BackendError> {
+        if what != Watched::default() {
+            return Ok(self.watched.insert(pid, what.to_bytes(), 0)?);
+        }
+        match self.watched.remove(&pid) {
+            // The program takes the mark away itself when the process exits.
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn counters(&self) -> [u64; Counter::ALL.len()] {
+        Counter::ALL.map(|counter| match self.counters.get(&(counter as u32), 0) {
+            Ok(values) => values.iter().sum(),
+            Err(error) => {
+                tracing::warn!(counter = counter.name(), %error, "counter not read");
+                0
+            }
+        })
+    }
+}
+
+fn map(object: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
+    object.take_map(name).ok_or(KernelError::Missing(name))
+}
+
+/// An array of one `T` that processes can map.
+fn page_map<T>(name: &str) -> Result<MapData, MapError> {
+    let size = u32::try_from(size_of::<T>()).expect("pages are small");
+    let array = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    let definition = aya_obj::Map::new_from_params(array, 4, size, 1, BPF_F_MMAPABLE);
+    MapData::create(definition, name, None)
+}
+
+/// Device and inode of this process's PID namespace, as the kernel numbers them.
+fn pid_namespace() -> io::Result<(u64, u64)> {
+    let status = std::fs::metadata("/proc/self/ns/pid")?;
+    let (major, minor) = (libc::major(status.dev()), libc::minor(status.dev()));
+    Ok((
+        u64::from(major) << KERNEL_MINOR_BITS | u64::from(minor),
+        status.ino(),
+    ))
+}
+
+/// Turns the failure of a part that can be done without into a warning.
+fn worked(what: &str, result: Result<(), KernelError>) -> bool {
+    if let Err(error) = &result {
+        tracing::warn!(error = with_causes(error), "without {what}");
+    }
+    result.is_ok()
+}

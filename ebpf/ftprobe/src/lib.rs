@@ -1,0 +1,16 @@
+//! `ftprobe`: loads the eBPF probes, hands their maps out, exports what they saw.
+//!
+//! The only process of Pollux that needs rights over eBPF and the network. A VMM and a channel daemon
+//! reach it by [`client`]; what it does for them goes on while they are restarted.
+
+pub mod backend;
+pub mod causes;
+pub mod daemon;
+mod interface;
+pub mod kernel;
+mod objects;
+pub mod server;
+pub mod table;
+pub mod userspace;
+
+pub use heartbeat::client;
