@@ -13,7 +13,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Stops one vCPU. Clones stop the same one; a kicker may outlive its vCPU.
+/// Stops one vCPU. Clones stop the same one; a kicker may outlive its vCPU. It reaches vCPUs of its
+/// own process only, so it is useless in the child of a fork.
 #[derive(Clone, Debug)]
 pub struct Kicker {
     shared: Arc<Shared>,

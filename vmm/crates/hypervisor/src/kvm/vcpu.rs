@@ -381,3 +381,10 @@ impl Vcpu for KvmVcpu {
 }
 
 const _: () = assert!(KVM_NR_INTERRUPTS == 256, "a vector is one byte");
+
+/// A vCPU and its machine may be made on one thread and run on another.
+const _: fn() = || {
+    fn may_move_between_threads<T: Send>() {}
+    may_move_between_threads::<KvmVcpu>();
+    may_move_between_threads::<super::KvmVm>();
+};

@@ -4,8 +4,8 @@
 //! processor or a module. All that the project knows about quirks of KVM hosts is here: other
 //! code asks the [`HostProfile`].
 //!
-//! Every guest is stopped after [`PROBE_LIMIT`], so that the whole takes bounded time even on a
-//! host where a guest loops for ever.
+//! Every guest is stopped after [`PROBE_LIMIT`] of processor time, so that the whole takes bounded
+//! time even on a host where a guest loops for ever, and finds the same on a busy host.
 
 mod cpuid;
 mod hidden;

@@ -37,6 +37,36 @@ guest_code! {
     fn breakpoint() { "int3", "out 0x10, al", "hlt" }
 }
 
+guest_code! {
+    fn unemulated() { "mov eax, 0xf0f", "popcnt rcx, rax", "fwait", "popcnt r8d, ecx", "out 0x10, al" }
+}
+
+#[test]
+fn instructions_that_kvm_lacks_are_carried_out() {
+    needs_kvm!("instructions_that_kvm_lacks_are_carried_out");
+    let mut guest = guest(unemulated(), Ring::Kernel);
+    loop {
+        match next_exit(&mut guest) {
+            Exit::EmulationFailed => match guest.vcpu.skip_unemulated().unwrap() {
+                Unemulated::Done(name) => assert!(["popcnt", "fwait"].contains(&name), "{name}"),
+                Unemulated::NotKnown(code) => panic!("{code:02x?}"),
+            },
+            exit => {
+                assert_eq!(
+                    exit,
+                    Exit::PortOut {
+                        port: 0x10,
+                        size: 1,
+                        count: 1
+                    }
+                );
+                break;
+            }
+        }
+    }
+    assert_eq!((guest.vcpu.regs().rcx, guest.vcpu.regs().r8), (8, 1));
+}
+
 #[test]
 fn interrupt_is_taken_where_allowed_and_refused_elsewhere() {
     needs_kvm!("interrupt_is_taken_where_allowed_and_refused_elsewhere");
