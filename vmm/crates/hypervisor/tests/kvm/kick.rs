@@ -64,7 +64,7 @@ static LOST: AtomicBool = AtomicBool::new(false);
 #[test]
 fn no_kick_is_lost_whenever_it_comes() {
     needs_kvm!("no_kick_is_lost_whenever_it_comes");
-    const KICKS: u64 = 2000;
+    const KICKS: u64 = 600;
     // With exits, so that kicks also meet the moments between two runs.
     let mut guest = guest(count_and_exit(), Ring::User);
     let kicker = guest.vcpu.kicker();
@@ -75,7 +75,7 @@ fn no_kick_is_lost_whenever_it_comes() {
         scope.spawn(move || kick_on_demand(&kicker, &asked, answered));
         let mut delay = 1u32;
         for count in 0..KICKS {
-            ask.send(delay % 60_000).unwrap();
+            ask.send(delay % 12_000).unwrap();
             delay = delay.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) >> 3;
             loop {
                 match guest.vcpu.run().unwrap() {
