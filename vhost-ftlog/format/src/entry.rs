@@ -64,9 +64,7 @@ pub enum DiskStatus {
     /// Done; what was written is on the storage.
     Ok = 0,
     /// The medium failed.
-    IoError = 1,
-    /// The disk does not do that.
-    Unsupported = 2,
+    MediumError = 1,
 }
 
 /// What a [`Event::Control`] entry asks.
@@ -257,8 +255,7 @@ impl<'a> Event<'a> {
                 request: varint::take(rest)?,
                 status: match take_array::<1>(rest)? {
                     [0] => DiskStatus::Ok,
-                    [1] => DiskStatus::IoError,
-                    [2] => DiskStatus::Unsupported,
+                    [1] => DiskStatus::MediumError,
                     _ => return Err(Error::Field("disk status")),
                 },
                 data: take_all(rest),
@@ -399,7 +396,7 @@ mod tests {
                 304,
                 Event::DiskDone {
                     request: 200,
-                    status: DiskStatus::IoError,
+                    status: DiskStatus::MediumError,
                     data: &[],
                 },
             ),

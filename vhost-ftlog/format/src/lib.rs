@@ -25,7 +25,7 @@ pub use ack::{ACK_LEN, AckRecord};
 pub use entry::{ControlOp, DiskStatus, Entry, EntryKind, Event, PartHeader};
 pub use frame::{Frame, FrameFlags, FrameHeader, HEADER_LEN, TRAILER_LEN, VERSION, encode_frame};
 pub use ids::{Epoch, ExitNumber, Seq, SessionId};
-pub use parts::{Assembler, split};
+pub use parts::{Assembler, split, split_encoded};
 pub use reader::{EntryReader, FrameReader, Tail};
 
 use thiserror::Error;

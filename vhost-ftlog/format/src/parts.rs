@@ -16,23 +16,35 @@ const PART_DATA_LEN: usize = MAX_APPEND_LEN - 64;
 pub fn split<E>(
     entry: &Entry<'_>,
     scratch: &mut Vec<u8>,
-    mut append: impl FnMut(&[u8]) -> Result<(), E>,
+    append: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     scratch.clear();
     entry.encode(scratch);
-    if scratch.len() <= MAX_APPEND_LEN {
-        return append(scratch);
+    split_encoded(entry.exit, scratch, append)
+}
+
+/// [`split`] for the bytes of one entry of `exit`, encoded already.
+///
+/// # Errors
+/// As [`split`].
+pub fn split_encoded<E>(
+    exit: ExitNumber,
+    encoded: &[u8],
+    mut append: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    if encoded.len() <= MAX_APPEND_LEN {
+        return append(encoded);
     }
-    let total = scratch.len() as u64;
+    let total = encoded.len() as u64;
     let mut piece = Vec::with_capacity(MAX_APPEND_LEN);
-    for (index, data) in scratch.chunks(PART_DATA_LEN).enumerate() {
+    for (index, data) in encoded.chunks(PART_DATA_LEN).enumerate() {
         let header = PartHeader {
             total: if index == 0 { total } else { 0 },
             offset: (index * PART_DATA_LEN) as u64,
         };
         piece.clear();
         Entry {
-            exit: entry.exit,
+            exit,
             event: Event::Part(header, data),
         }
         .encode(&mut piece);
