@@ -285,6 +285,30 @@ impl GuestRam {
         Ok(running)
     }
 
+    /// Makes KVM drop every mapping of guest memory, as memory pressure on the host would; the
+    /// content stays. A guest must not notice: to show that it does not.
+    ///
+    /// # Errors
+    /// [`RamError::Os`] if the kernel refuses.
+    pub fn drop_mappings(&self) -> Result<(), RamError> {
+        for region in self.regions() {
+            for access in [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+                // SAFETY: the range is exactly one private anonymous mapping that `self` keeps
+                // alive, and it is writable again before anybody writes to it: the caller holds the
+                // vCPU's thread.
+                let result = unsafe { libc::mprotect(region.host.cast(), region.len, access) };
+                if result != 0 {
+                    let source = io::Error::last_os_error();
+                    return Err(RamError::Os {
+                        call: "mprotect",
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Makes all RAM zero again and gives the memory back to the kernel. To be called only before
     /// a vCPU runs, or with [`crate::Vm::flush_shadow`] before it runs on.
     ///
