@@ -1,20 +1,34 @@
-//! The `pollux` command.
+//! The `pollux` command: a KVM VMM that keeps a virtual machine running through the loss of its host.
+//!
+//! Here are only the command line and its dispatch; each command is a module of `commands`.
 
+mod cli;
+mod commands;
+mod config;
+mod console;
+mod io;
 mod preflight;
+mod vm;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Keeps a virtual machine running through the loss of its host.
-#[derive(Debug, Parser)]
-#[command(version, about)]
-enum Command {
-    Preflight(preflight::PreflightArgs),
-}
-
 fn main() -> ExitCode {
-    match Command::parse() {
-        Command::Preflight(args) => preflight::run(args),
+    let cli = cli::Cli::parse();
+    cli::start_log(&cli.log);
+    match commands::run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pollux: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                if !error.to_string().contains(&cause.to_string()) {
+                    eprintln!("  because: {cause}");
+                }
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,0 +1,100 @@
+//! `pollux record`: a VM and its log in a directory.
+
+use std::process::ExitCode;
+
+use hypervisor::Vcpu;
+use replay::RecordingWriter;
+
+use super::Outcome;
+use super::run::{backends, merged, tell};
+use super::signals::stop_on_signal;
+use crate::cli::RecordOptions;
+use crate::vm::{self, SnapshotMeta};
+
+/// Boots or restores a VM, records it to its end, and closes the recording.
+///
+/// # Errors
+/// It cannot be made, run or written. What was recorded stays as an incomplete recording.
+pub fn record(options: RecordOptions) -> Outcome {
+    let vm = merged(options.run.vm, options.run.config.as_deref())?;
+    let host = vm::probe_host()?;
+    let writer = RecordingWriter::create(&options.out)?;
+    let backends = backends(&vm)?;
+    let mut machine = match &options.snapshot {
+        Some(dir) => vm::load_snapshot(dir, &host)?.0,
+        None => vm::boot(&vm, &host, backends.disk.as_ref())?,
+    };
+    let state = machine
+        .save()?
+        .expect("a machine that has not run is at rest");
+    vm::write_state(
+        &writer.state_path(),
+        &SnapshotMeta::default(),
+        &state,
+        machine.memory(),
+    )?;
+    drop(state);
+    machine.set_dirty_log(true)?;
+    let kicker = machine.vcpu().kicker();
+    let disturbed = options.disturb.then(|| disturb(kicker)).transpose()?;
+    let (ended, runner) = vm::run_live(machine, backends, writer, 0, Vec::new(), |sender| {
+        if let Err(error) = stop_on_signal(sender) {
+            tracing::warn!(%error, "signals are not handled");
+        }
+    })?;
+    drop(disturbed);
+    let (end, recorder) = runner.close_log()?;
+    let stats = recorder.stats();
+    let exits = recorder.machine().exit();
+    let (_, _, writer) = recorder.into_parts();
+    let path = writer.close()?;
+    tell(ended);
+    eprintln!(
+        "pollux: recorded {exits} exits, {} deltas with {} pages, {} kicks, {} bytes of log, end \
+         state {:016x}: {}",
+        stats.deltas,
+        stats.delta_pages,
+        stats.kicks,
+        stats.log_bytes,
+        end.memory,
+        path.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Kicks the vCPU at random moments until it is dropped.
+struct Disturbance {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+fn disturb(kicker: hypervisor::Kicker) -> std::io::Result<Disturbance> {
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let theirs = std::sync::Arc::clone(&stop);
+    let thread = std::thread::Builder::new()
+        .name("disturb".to_owned())
+        .spawn(move || {
+            let mut random = vm::host_ns() | 1;
+            while !theirs.load(std::sync::atomic::Ordering::Relaxed) {
+                // Marsaglia's xorshift: only the moments have to be irregular.
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                std::thread::sleep(std::time::Duration::from_micros(random % 3_000));
+                kicker.kick();
+            }
+        })?;
+    Ok(Disturbance {
+        stop,
+        thread: Some(thread),
+    })
+}
+
+impl Drop for Disturbance {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! `pollux replay`: runs a recording again and compares.
+
+use std::process::ExitCode;
+
+use format::{ControlOp, EntryReader, Event, ExitNumber, Tail};
+use hypervisor::kvm::{KvmVcpu, KvmVm};
+use replay::{NoLog, RecordingError, RecordingReader, ReplayError, Replayed, Replayer};
+use serde::Serialize;
+use thiserror::Error;
+
+use super::Outcome;
+use super::run::{backends, tell};
+use super::signals::stop_on_signal;
+use crate::cli::ReplayOptions;
+use crate::vm::{self, EndState, host_ns};
+
+/// Why a replay did not come to its end.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error(transparent)]
+    Machine(#[from] replay::MachineError),
+    #[error(transparent)]
+    Memory(#[from] hypervisor::RamError),
+    #[error("the recording's end state does not decode: {0}")]
+    End(#[from] postcard::Error),
+    /// Not a failure: --until is reached.
+    #[error("the exit asked for is reached")]
+    Reached,
+}
+
+/// What a replay came to.
+#[derive(Debug, Serialize)]
+struct Report {
+    exits: u64,
+    entries: u64,
+    log_bytes: usize,
+    seconds: f64,
+    virtual_seconds: f64,
+    /// Whether the recording was closed in order; otherwise it was replayed to its last whole frame.
+    complete: bool,
+    /// Whether the hashes of memory, registers, FPU and devices were compared at the end.
+    end_compared: bool,
+}
+
+/// Replays a recording.
+///
+/// # Errors
+/// It cannot be read, or diverges.
+pub fn replay(options: &ReplayOptions) -> Outcome {
+    let host = vm::probe_host()?;
+    let reader = RecordingReader::open(&options.recording)?;
+    let machine = match &options.from {
+        Some(dir) => vm::load_snapshot(dir, &host)?.0,
+        None => vm::load_state(&reader.state_path(), &host)?.0,
+    };
+    let mut run = Run {
+        first: machine.exit(),
+        replayer: Replayer::new(machine),
+        options,
+        entries: 0,
+        end_compared: false,
+        started: host_ns(),
+    };
+    let tail = match reader.for_each_body(|_, body| run.body(body)) {
+        Ok(tail) => tail,
+        Err(Failure::Reached) => Tail::Closed,
+        Err(error) => return Err(error.into()),
+    };
+    let report = Report {
+        exits: run.replayer.machine().exit().0 - run.first.0,
+        entries: run.entries,
+        log_bytes: reader.log_bytes(),
+        seconds: (host_ns() - run.started) as f64 / 1e9,
+        virtual_seconds: run.replayer.machine().board().now().0 as f64 / 1e9,
+        complete: tail == Tail::Closed,
+        end_compared: run.end_compared,
+    };
+    tell_report(&report, options.json)?;
+    let replayer = run.replayer;
+    if options.live {
+        return go_live(replayer, options);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Run<'a> {
+    replayer: Replayer<KvmVm, KvmVcpu>,
+    options: &'a ReplayOptions,
+    first: ExitNumber,
+    entries: u64,
+    end_compared: bool,
+    started: u64,
+}
+
+impl Run<'_> {
+    fn body(&mut self, body: &[u8]) -> Result<(), Failure> {
+        for entry in EntryReader::new(body) {
+            let entry = entry.map_err(ReplayError::from)?;
+            // From a state saved on the way: its entries are behind it.
+            if entry.exit <= self.first && self.options.from.is_some() {
+                continue;
+            }
+            if self.options.until.is_some_and(|until| entry.exit.0 > until) {
+                return Err(Failure::Reached);
+            }
+            self.entries += 1;
+            let replayed = self.replayer.entry(&entry, &|| false)?;
+            if replayed == Replayed::Control(ControlOp::Mark) {
+                let Event::Control(_, bytes) = entry.event else {
+                    continue;
+                };
+                self.compare_end(&postcard::from_bytes(bytes)?)?;
+            }
+            if self.options.disturb && self.entries % 53 == 0 {
+                self.replayer.machine().memory().drop_mappings()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_end(&mut self, expected: &EndState) -> Result<(), Failure> {
+        let machine = self.replayer.machine_mut();
+        while !machine.come_to_rest()? {}
+        let found = EndState::of(machine)?;
+        for ((what, expected), (_, found)) in expected.parts().into_iter().zip(found.parts()) {
+            self.replayer.compare_end(what, expected, found)?;
+        }
+        self.end_compared = true;
+        Ok(())
+    }
+}
+
+fn tell_report(report: &Report, json: bool) -> Result<(), serde_json::Error> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+        return Ok(());
+    }
+    if !report.complete {
+        eprintln!("pollux: the recording was cut: replayed up to its last whole frame");
+    }
+    println!(
+        "replayed {} exits and {} entries in {:.3} s ({:.3} s of virtual time): identical{}",
+        report.exits,
+        report.entries,
+        report.seconds,
+        report.virtual_seconds,
+        if report.end_compared {
+            ", memory, registers, FPU and devices at the end too"
+        } else {
+            ""
+        }
+    );
+    Ok(())
+}
+
+fn go_live(replayer: Replayer<KvmVm, KvmVcpu>, options: &ReplayOptions) -> Outcome {
+    let backends = backends(&options.vm)?;
+    let (machine, recent, unconfirmed) = replayer.into_live();
+    let pending = recent.into_iter().chain(unconfirmed).collect();
+    let (ended, _) = vm::run_live(machine, backends, NoLog, 0, pending, |sender| {
+        if let Err(error) = stop_on_signal(sender) {
+            tracing::warn!(%error, "signals are not handled");
+        }
+    })?;
+    tell(ended);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,94 @@
+//! `pollux run` and `pollux restore`: a VM on its own.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use replay::NoLog;
+
+use super::Outcome;
+use super::signals::stop_on_signal;
+use crate::cli::{RestoreOptions, RunOptions};
+use crate::config::{self, VmOptions};
+use crate::console::Console;
+use crate::io::{Disk, DiskMode, Tap};
+use crate::vm::{self, Backends, Ended};
+
+/// Boots a VM and runs it to its end.
+///
+/// # Errors
+/// It cannot be made or run.
+pub fn run(options: RunOptions) -> Outcome {
+    let vm = merged(options.vm, options.config.as_deref())?;
+    let host = vm::probe_host()?;
+    let backends = backends(&vm)?;
+    let machine = vm::boot(&vm, &host, backends.disk.as_ref())?;
+    let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
+        if let Err(error) = stop_on_signal(sender) {
+            tracing::warn!(%error, "signals are not handled");
+        }
+    })?;
+    tell(ended);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Goes on with a VM from a snapshot.
+///
+/// # Errors
+/// It cannot be read or run.
+pub fn restore(options: &RestoreOptions) -> Outcome {
+    let host = vm::probe_host()?;
+    let (machine, meta) = vm::load_snapshot(&options.snapshot, &host)?;
+    let mut vm = options.vm.clone();
+    vm.disk = vm.disk.or_else(|| meta.disk_path.clone());
+    vm.tap = vm.tap.or_else(|| meta.tap.clone());
+    let backends = backends(&vm)?;
+    if let (Some(disk), Some(identity)) = (&backends.disk, &meta.disk) {
+        disk.check_identity(identity)?;
+    }
+    let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
+        if let Err(error) = stop_on_signal(sender) {
+            tracing::warn!(%error, "signals are not handled");
+        }
+    })?;
+    tell(ended);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The options, with those of a configuration file behind them.
+///
+/// # Errors
+/// The file is bad.
+pub fn merged(vm: VmOptions, file: Option<&Path>) -> Result<VmOptions, config::ConfigError> {
+    let Some(path) = file else { return Ok(vm) };
+    Ok(vm.over(config::read_file::<config::File>(path)?.vm))
+}
+
+/// Opens the files behind the VM's devices.
+///
+/// # Errors
+/// One cannot be opened.
+pub fn backends(vm: &VmOptions) -> Result<Backends, Box<dyn std::error::Error>> {
+    let tap = vm.tap.as_deref().map(Tap::open).transpose()?;
+    let disk = vm
+        .disk
+        .as_deref()
+        .map(|path| Disk::open(path, DiskMode::Cached))
+        .transpose()?;
+    let console = match &vm.console {
+        Some(path) => Console::file(path)?,
+        None => Console::stdio()?,
+    };
+    Ok(Backends {
+        tap,
+        disk,
+        console: Some(console),
+    })
+}
+
+/// Tells the person how the VM ended.
+pub fn tell(ended: Ended) {
+    match ended {
+        Ended::ByGuest => eprintln!("pollux: the guest has switched itself off"),
+        Ended::ByCommand => eprintln!("pollux: stopped"),
+    }
+}

@@ -1,0 +1,18 @@
+//! The VM's host I/O: TAP, disk image and console on one io_uring, on a thread of its own.
+//!
+//! The vCPU's thread never waits for the host and no host I/O touches guest memory: frames and disk
+//! data pass through buffers of this thread, and what comes in waits in a queue until the vCPU's
+//! thread takes it at an execution point. This thread owns the output gate: what acts on the world
+//! leaves only when the log that leads to it is acknowledged, and in order.
+
+mod backend;
+mod buffer;
+mod disk;
+mod gate;
+mod ring;
+mod tap;
+
+pub use backend::{Delivery, IoConfig, IoError, IoHandle, IoThread, spawn};
+pub use disk::{Disk, DiskError, DiskIdentity, DiskMode};
+pub use gate::{Acks, GateStats};
+pub use tap::{Tap, TapError};

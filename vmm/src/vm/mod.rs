@@ -1,0 +1,42 @@
+//! A VM of this process: how it is made, what it stands on, and the loop that runs it.
+//!
+//! The vCPU's thread owns the machine and everything that it touches; other threads reach it through
+//! its [`Inbox`] only.
+
+mod boot;
+mod end;
+mod live;
+mod outside;
+mod pulse;
+mod runner;
+mod snapshot;
+
+pub use boot::{BootError, Host, boot, probe_host};
+pub use end::EndState;
+pub use live::{Backends, LiveError, reissue, run_live};
+pub use outside::{Inbox, Live, VcpuSender, inbox};
+pub use pulse::{Pulse, PulseState};
+pub use runner::{Command, Ended, Runner, RunnerError};
+pub use snapshot::{
+    SnapshotError, SnapshotMeta, load_snapshot, load_state, write_snapshot, write_state,
+};
+
+use hypervisor::kvm::{KvmVcpu, KvmVm};
+
+/// A machine on KVM.
+pub type KvmMachine = replay::Machine<KvmVm, KvmVcpu>;
+
+/// The host's monotonic clock in ns.
+#[must_use]
+pub fn host_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// The host's wall clock in s since 1970.
+#[must_use]
+pub fn wall_clock_s() -> u64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Realtime)
+        .tv_sec
+        .unsigned_abs()
+}
