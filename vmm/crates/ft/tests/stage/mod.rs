@@ -2,7 +2,7 @@
 //! asked, unless a test withholds it. Messages arrive after a millisecond, in order.
 //!
 //! The simulator is where things go wrong by chance; here a test says exactly what goes wrong.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
