@@ -43,8 +43,9 @@ impl Pics {
         } else {
             &mut self.slave
         };
-        chip.set_line(irq & 7, high);
-        self.cascade();
+        if chip.set_line(irq & 7, high) {
+            self.cascade();
+        }
     }
 
     /// A low pulse with its rising edge on `irq`: the 8254's output at the end of a period.

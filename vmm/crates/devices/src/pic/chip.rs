@@ -67,17 +67,17 @@ impl Chip {
         }
     }
 
-    pub(super) fn set_line(&mut self, input: u8, high: bool) {
+    /// Sets the level of an input; whether it has changed.
+    pub(super) fn set_line(&mut self, input: u8, high: bool) -> bool {
         let bit = 1 << input;
-        if high {
-            if self.lines & bit == 0 {
-                self.edges |= bit;
-            }
-            self.lines |= bit;
-        } else {
-            self.lines &= !bit;
+        if (self.lines & bit != 0) == high {
+            return false;
         }
-        self.edges &= !self.follows_line();
+        self.lines ^= bit;
+        if high {
+            self.edges |= bit & !self.follows_line();
+        }
+        true
     }
 
     pub(super) fn level_inputs(&self) -> u8 {

@@ -309,7 +309,7 @@ impl Driver {
         let size = machine.load_u16(common + 0x18).clamp(1, size);
         let offset = u64::from(machine.load_u16(common + 0x1e));
         let notify = self.at.notify + offset * u64::from(self.at.notify_multiplier);
-        let base = 0x1_0000 + 0x4000 * (u64::from(self.number) * 2 + u64::from(index));
+        let base = 0x2000 * (u64::from(self.number) * 2 + u64::from(index));
         let ring = Ring::new(base, size, notify, index, self.features & EVENT_IDX != 0);
         ring.clear(machine);
         machine.store(common + 0x18, &size.to_le_bytes());
@@ -375,7 +375,7 @@ impl Ring {
         Ring {
             desc: base,
             avail: base + 0x1000,
-            used: base + 0x2000,
+            used: base + 0x1400,
             size,
             notify,
             index,
@@ -389,7 +389,7 @@ impl Ring {
     }
 
     fn clear(&self, machine: &Machine) {
-        machine.write(self.desc, &[0; 0x4000]);
+        machine.write(self.desc, &[0; 0x2000]);
     }
 
     pub(crate) fn put<T: vm_memory::ByteValued>(&self, machine: &Machine, addr: u64, value: T) {

@@ -3,9 +3,9 @@
 use crate::guest::{Buffer, DISK, ENTROPY, NET};
 
 /// Small, so that a machine is copied quickly; rings and buffers fit.
-pub(crate) const RAM_BYTES: usize = 512 << 10;
+pub(crate) const RAM_BYTES: usize = 256 << 10;
 /// Behind the rings.
-pub(crate) const BUFFERS: u64 = 0x3_0000;
+pub(crate) const BUFFERS: u64 = 0x1_0000;
 /// Longest script.
 const OPS_MAX: usize = 4096;
 
@@ -162,8 +162,8 @@ impl Decoder<'_> {
     fn guest_address(&mut self) -> u64 {
         let offset = u64::from(self.u16());
         match self.u8() {
-            0..200 => BUFFERS + offset * 4 % 0x4_8000,
-            200..230 => 0x1_0000 + offset * 2,
+            0..200 => BUFFERS + offset * 4 % 0x2_8000,
+            200..230 => 0x4000 + offset * 2 % 0xc000,
             230..240 => RAM_BYTES as u64 - offset % 64,
             240..250 => u64::MAX - offset % 64,
             _ => self.u64(),
@@ -304,7 +304,7 @@ impl Decoder<'_> {
                 device: self.device(),
                 queue: self.below(2),
                 buffers: self.buffers(),
-                table: (self.u8() % 2 == 1).then_some(BUFFERS + 0x4_8000),
+                table: (self.u8() % 2 == 1).then_some(BUFFERS + 0x2_8000),
             },
             18 => Op::Descriptor {
                 device: self.device(),
@@ -336,7 +336,7 @@ impl Decoder<'_> {
                 wanted: !self.u8().is_multiple_of(4),
             },
             27 => {
-                let addr = 0x1_4000 + u64::from(self.u16()) * 2 % 0x1_c000;
+                let addr = 0x4000 + u64::from(self.u16()) * 2 % 0xc000;
                 Op::Poke {
                     addr,
                     data: self.bytes(2),

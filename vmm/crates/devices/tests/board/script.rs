@@ -239,7 +239,7 @@ impl Player {
             return;
         };
         for n in 0..buffers {
-            ring.add(machine, &[writable(BUFFERS + 0x1_8000 + n * 0x600, 1530)]);
+            ring.add(machine, &[writable(BUFFERS + 0x1_0000 + n * 0x600, 1530)]);
         }
         ring.kick(machine);
     }

@@ -96,7 +96,7 @@ fn chains_given_back_are_taken_again() {
     }
     ram.write_obj(3u16, GuestAddress(AVAIL + 2)).unwrap();
     let mut queue = queue(0, true);
-    let mut heads = |queue: &mut Virtqueue| {
+    let heads = |queue: &mut Virtqueue| {
         std::iter::from_fn(|| queue.pop(&ram).unwrap())
             .map(|chain| chain.head)
             .collect::<Vec<_>>()
