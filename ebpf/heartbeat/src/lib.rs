@@ -33,7 +33,7 @@ pub mod prober;
 pub mod protocol;
 pub mod responder;
 pub mod seqpacket;
-mod socket;
+pub mod socket;
 mod thread;
 
 pub use client::{Client, ClientError, VmmPages};

@@ -31,8 +31,8 @@ pub struct PeerState {
     pub arrived_ns: u64,
     /// Round trip of that request, ns.
     pub round_trip_ns: u64,
-    /// The request's sequence.
-    pub sequence: u64,
+    /// Which of the prober's requests it answers; the first is number 1.
+    pub request: u64,
     /// The peer's clock when it answered, ns of its CLOCK_MONOTONIC.
     pub peer_time_ns: u64,
     /// The peer's epoch.
@@ -72,18 +72,24 @@ impl PeerState {
     }
 }
 
-impl From<&SeenReply> for PeerState {
-    fn from(reply: &SeenReply) -> Self {
-        Self {
+impl PeerState {
+    /// From a reply to a prober that has used the sequences after `base`; `None` if it answers an
+    /// earlier prober of the session.
+    pub(crate) fn new(reply: &SeenReply, base: u64) -> Option<Self> {
+        let request = reply
+            .sequence
+            .checked_sub(base)
+            .filter(|number| *number > 0)?;
+        Some(Self {
             arrived_ns: reply.arrived_ns,
             round_trip_ns: reply.round_trip_ns(),
-            sequence: reply.sequence,
+            request,
             peer_time_ns: reply.peer_time_ns,
             epoch: reply.peer_epoch,
             vmm_progress: reply.vmm_progress,
             daemon_progress: reply.daemon_progress,
             flags: ReplyFlags(reply.flags as u8),
-        }
+        })
     }
 }
 
@@ -94,16 +100,29 @@ mod tests {
     #[test]
     fn clock_offset_is_exact_to_half_a_round_trip() {
         let seen = SeenReply {
+            sequence: 12,
             sent_ns: 1_000,
             arrived_ns: 1_101,
             peer_time_ns: 5_050,
             ..SeenReply::default()
         };
-        assert_eq!(PeerState::from(&seen).clock_offset_ns(), (3_999, 51));
+        let offset = |reply| PeerState::new(&reply, 10).unwrap().clock_offset_ns();
+        assert_eq!(offset(seen), (3_999, 51));
         let behind = SeenReply {
             peer_time_ns: 50,
             ..seen
         };
-        assert_eq!(PeerState::from(&behind).clock_offset_ns(), (-1_001, 51));
+        assert_eq!(offset(behind), (-1_001, 51));
+    }
+
+    #[test]
+    fn replies_to_an_earlier_prober_say_nothing() {
+        let reply = |sequence| SeenReply {
+            sequence,
+            ..SeenReply::default()
+        };
+        assert_eq!(PeerState::new(&reply(9), 10), None);
+        assert_eq!(PeerState::new(&reply(10), 10), None);
+        assert_eq!(PeerState::new(&reply(11), 10).map(|p| p.request), Some(1));
     }
 }

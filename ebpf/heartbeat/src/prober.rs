@@ -98,10 +98,13 @@ pub struct Prober {
     vmm: Page<VmmPage>,
     seen: Option<SeenReader>,
     nonces: Nonces,
+    /// Requests are numbered from here.
+    base: u64,
     sequence: u64,
     sent: u64,
     unsent: u64,
-    newest: Option<SeenReply>,
+    /// As the newest reply describes it.
+    peer: Option<PeerState>,
     last_beat_ns: Option<u64>,
     silence_ns: u64,
 }
@@ -136,6 +139,7 @@ impl Prober {
         socket.socket().set_nonblocking(true).map_err(failed)?;
         socket.socket().connect(config.peer).map_err(failed)?;
         let nonces = Nonces::new().map_err(failed)?;
+        let base = monotonic_ns();
         Ok(Self {
             config,
             previous_key: None,
@@ -143,10 +147,11 @@ impl Prober {
             vmm,
             seen,
             nonces,
-            sequence: monotonic_ns(),
+            base,
+            sequence: base,
             sent: 0,
             unsent: 0,
-            newest: None,
+            peer: None,
             last_beat_ns: None,
             silence_ns: 0,
         })
@@ -173,31 +178,36 @@ impl Prober {
     }
 
     /// Collects what has arrived, sends the next request, says what is known. To be called every
-    /// [`interval`](Self::interval).
+    /// [`interval`](Self::interval); or use [`collect`](Self::collect) and [`ask`](Self::ask), and
+    /// keep the time elsewhere.
     pub fn beat(&mut self) -> Observation {
         let now = monotonic_ns();
         let own_gap_ns = self.account(now);
-        self.collect();
-        if let Some(newest) = &self.newest {
-            self.silence_ns = self.silence_ns.min(now.saturating_sub(newest.arrived_ns));
-        }
-        if self
-            .newest
-            .is_some_and(|reply| reply.sequence == self.sequence)
-        {
-            self.silence_ns = 0;
+        self.collect(|_| {});
+        let asked = self.sequence - self.base;
+        match self.peer {
+            Some(peer) if peer.request == asked => self.silence_ns = 0,
+            Some(peer) => {
+                self.silence_ns = self.silence_ns.min(now.saturating_sub(peer.arrived_ns));
+            }
+            None => {}
         }
         let observation = Observation {
             at_ns: now,
             sent: self.sent,
             unsent: self.unsent,
-            peer: self.newest.as_ref().map(PeerState::from),
-            heard_ns: self.seen.as_ref().and_then(SeenReader::heard_ns),
+            peer: self.peer,
+            heard_ns: self.heard_ns(),
             silence_ns: self.silence_ns,
             own_gap_ns,
         };
-        self.send();
+        self.ask();
         observation
+    }
+
+    /// When the peer's own last request arrived, ns; `None` if no program in the kernel sees them.
+    pub fn heard_ns(&self) -> Option<u64> {
+        self.seen.as_ref().and_then(SeenReader::heard_ns)
     }
 
     /// Adds the time since the last beat to the silence, or finds that the prober did not run in it.
@@ -214,26 +224,30 @@ impl Prober {
         0
     }
 
-    fn collect(&mut self) {
-        let caught = self.seen.as_ref().and_then(SeenReader::reply);
-        self.take(caught);
+    /// Takes the replies that have arrived, and hands on each that is newer than those before. Where
+    /// the kernel takes them, only the newest is left to be seen. Never blocks.
+    pub fn collect(&mut self, mut each: impl FnMut(&PeerState)) {
+        if let Some(caught) = self.seen.as_ref().and_then(SeenReader::reply) {
+            self.take(&caught, &mut each);
+        }
         let mut buffer = [0; HEARTBEAT_BYTES + 1];
         for _ in 0..RECEIVE_LIMIT {
             let Ok(Some(arrival)) = self.socket.receive(&mut buffer) else {
                 break;
             };
-            let reply = self.read_reply(&buffer[..arrival.bytes], arrival.arrived_ns);
-            self.take(reply);
+            if let Some(reply) = self.read_reply(&buffer[..arrival.bytes], arrival.arrived_ns) {
+                self.take(&reply, &mut each);
+            }
         }
     }
 
-    fn take(&mut self, reply: Option<SeenReply>) {
-        let Some(reply) = reply else { return };
-        if self
-            .newest
-            .is_none_or(|newest| reply.sequence > newest.sequence)
-        {
-            self.newest = Some(reply);
+    fn take(&mut self, reply: &SeenReply, each: &mut impl FnMut(&PeerState)) {
+        let Some(state) = PeerState::new(reply, self.base) else {
+            return;
+        };
+        if self.peer.is_none_or(|known| state.request > known.request) {
+            each(&state);
+            self.peer = Some(state);
         }
     }
 
@@ -270,7 +284,9 @@ impl Prober {
             .map(|(_, key)| key)
     }
 
-    fn send(&mut self) {
+    /// Sends a request and returns its number: 1 for the first of this prober. One that cannot be sent
+    /// has its number all the same.
+    pub fn ask(&mut self) -> u64 {
         self.sequence += 1;
         let request = Request {
             session: self.config.session,
@@ -296,6 +312,7 @@ impl Prober {
                 tracing::debug!(%error, peer = %self.config.peer, "heartbeat not sent");
             }
         }
+        self.sequence - self.base
     }
 }
 

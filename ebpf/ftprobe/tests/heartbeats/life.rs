@@ -61,10 +61,10 @@ fn a_client_notices_the_end_and_joins_the_next_daemon() {
     ));
 
     let _b = world.ftprobe(&world.b, &world.link.b, "b", "native");
-    let before = prober.beat().peer.unwrap().sequence + 1;
+    let before = prober.beat().peer.unwrap().request + 1;
     let _new = Vmm::join(&world.socket("b"), 4, Side::Listener);
     beat_until("a reply", &mut prober, |o| {
-        o.peer.is_some_and(|p| p.sequence > before)
+        o.peer.is_some_and(|p| p.request > before)
     });
 }
 

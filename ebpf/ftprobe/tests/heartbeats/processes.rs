@@ -73,12 +73,12 @@ fn states_are_told_apart(mode: &str) {
     // Stopped: the host answers on, nobody is dead, the counter stands still.
     peer_vmm.signal(Signal::STOP).unwrap();
     wait_until("the stop", || stopped(&peer_vmm)).unwrap();
-    let sequence = prober.beat().peer.unwrap().sequence + 1;
-    let after = |o: &heartbeat::Observation, s: u64| o.peer.is_some_and(|p| p.sequence > s);
+    let sequence = prober.beat().peer.unwrap().request + 1;
+    let after = |o: &heartbeat::Observation, s: u64| o.peer.is_some_and(|p| p.request > s);
     let still = beat_until("a reply after the stop", &mut prober, |o| {
         after(o, sequence)
     });
-    let later = still.peer.unwrap().sequence;
+    let later = still.peer.unwrap().request;
     let on = beat_until("a later reply", &mut prober, |o| after(o, later));
     assert_eq!(
         on.peer.unwrap().vmm_progress,
