@@ -19,7 +19,7 @@ fn nanoseconds(time: Timespec) -> u64 {
 }
 
 /// The same as a time to sleep until.
-pub(crate) fn timespec(ns: u64) -> Timespec {
+pub fn timespec(ns: u64) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
         tv_nsec: i64::try_from(ns % 1_000_000_000).expect("less than 10^9"),

@@ -28,7 +28,7 @@ pub mod client;
 pub mod clock;
 pub mod observation;
 pub mod page;
-mod priority;
+pub mod priority;
 pub mod prober;
 pub mod protocol;
 pub mod responder;

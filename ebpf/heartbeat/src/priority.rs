@@ -3,7 +3,7 @@
 
 /// Raises the calling thread: SCHED_FIFO 1, else nice -20, else as it is. Such threads sleep nearly
 /// always, and FIFO 1 is the lowest real-time priority.
-pub(crate) fn raise() {
+pub fn raise() {
     let fifo = libc::sched_param { sched_priority: 1 };
     // SAFETY: `fifo` lives through the call; 0 names the calling thread.
     if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const fifo) } == 0 {

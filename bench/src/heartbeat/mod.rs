@@ -1,0 +1,56 @@
+//! `pollux-bench heartbeat`: how long a heartbeat takes on idle and on starved hosts, answered in the
+//! kernel and in userspace, and how soon each cause of failure is seen.
+//!
+//! Two network namespaces of this machine and a veth; host A's processes on CPU 0, host B's on CPU 1.
+
+mod hogs;
+mod rtt;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::Failure;
+use crate::report::Measure;
+
+/// What to measure, and how much of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Round trips to measure in each of the kernel's cases.
+    #[arg(long, default_value_t = 100_000)]
+    probes: u64,
+    /// Round trips to measure with a userspace responder, which takes longer for each.
+    #[arg(long, default_value_t = 10_000)]
+    userspace_probes: u64,
+    /// Busy processes on each CPU in the cases with hogs.
+    #[arg(long, default_value_t = 10)]
+    hogs: usize,
+    /// The `ftprobe` to measure; the one beside this program if not given.
+    #[arg(long)]
+    ftprobe: Option<PathBuf>,
+}
+
+/// Where a member finds its session.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemberOptions {
+    /// Socket of `ftprobe`.
+    #[arg(long)]
+    socket: PathBuf,
+}
+
+/// Measures all of it.
+pub(crate) fn run(options: &Options) -> Result<Vec<Measure>, Failure> {
+    let ftprobe = world::find_ftprobe(options.ftprobe.as_deref())?;
+    rtt::measure(options, &ftprobe)
+}
+
+/// See [`crate::Bench::HeartbeatMember`].
+pub(crate) fn member(options: &MemberOptions) -> ExitCode {
+    match world::join_and_tick(&options.socket) {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("member: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
