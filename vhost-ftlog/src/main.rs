@@ -1,3 +1,31 @@
-//! The logging channel daemon.
+//! The logging channel daemon: options in, daemon out.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use vhost_ftlog::daemon::options::Options;
+use vhost_ftlog::daemon::run;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("FTLOG_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run::run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(inner) = source {
+                text = format!("{text}: {inner}");
+                source = inner.source();
+            }
+            tracing::error!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -66,7 +66,10 @@ pub struct Identity {
 /// [`Owner::DIED`] and wakes waiters when that thread is gone. Zero: closed in order.
 #[derive(Debug, Default)]
 #[repr(C)]
-pub struct Owner(pub AtomicU32);
+pub struct Owner {
+    /// The futex.
+    pub word: AtomicU32,
+}
 
 impl Owner {
     /// `FUTEX_OWNER_DIED`.
@@ -79,7 +82,7 @@ impl Owner {
     /// Whether the VMM is known to be dead.
     #[inline]
     pub fn is_dead(&self) -> bool {
-        self.0.load(Ordering::Acquire) & Self::DIED != 0
+        self.word.load(Ordering::Acquire) & Self::DIED != 0
     }
 }
 

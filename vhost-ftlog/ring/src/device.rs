@@ -34,6 +34,11 @@ impl<M: RingMemory> Device<M> {
         }
     }
 
+    /// Descriptors of the ring.
+    pub fn size(&self) -> u16 {
+        self.memory.size()
+    }
+
     /// The position before which all is used.
     #[inline]
     pub fn used(&self) -> u64 {

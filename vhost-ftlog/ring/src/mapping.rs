@@ -9,7 +9,7 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::Error;
+use crate::{ControlPage, Error};
 
 /// A readable and writable stretch of memory that others may write too.
 #[derive(Debug)]
@@ -147,21 +147,19 @@ impl Mapping {
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) }
     }
 
-    /// A reference to a `T` at `offset`.
-    ///
-    /// # Safety
-    /// `T` must be made of atomics only, valid for every bit pattern.
+    /// The control page at `offset`.
     ///
     /// # Errors
     /// [`Error::Layout`] where it does not fit or is not aligned.
-    pub unsafe fn atomics_at<T>(&self, offset: u64) -> Result<&T, Error> {
+    pub fn control_at(&self, offset: u64) -> Result<&ControlPage, Error> {
         let at = self
-            .bytes_at(offset, size_of::<T>())
-            .ok_or(Error::Layout("a structure is outside the memory"))?;
-        if !(at.as_ptr() as usize).is_multiple_of(align_of::<T>()) {
-            return Err(Error::Layout("a structure is not aligned"));
+            .bytes_at(offset, size_of::<ControlPage>())
+            .ok_or(Error::Layout("the control page is outside the memory"))?;
+        if !(at.as_ptr() as usize).is_multiple_of(align_of::<ControlPage>()) {
+            return Err(Error::Layout("the control page is not aligned"));
         }
-        // SAFETY: inside the mapping and aligned; the caller vouches for the type.
+        // SAFETY: inside the mapping and aligned; the page is made of atomics only, which any bit
+        // pattern and any concurrent access is valid for.
         Ok(unsafe { at.cast().as_ref() })
     }
 }

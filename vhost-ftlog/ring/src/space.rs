@@ -68,6 +68,16 @@ impl LogSpace {
         Some((at, mark))
     }
 
+    /// Whether `len` bytes can be placed now.
+    #[must_use]
+    pub fn has_room(&self, len: u32) -> bool {
+        if self.head_lap != self.tail_lap {
+            len <= self.tail - self.head
+        } else {
+            len <= self.len - self.head || len <= self.tail
+        }
+    }
+
     /// Takes back everything up to and including the append of `mark`.
     #[inline]
     pub fn release(&mut self, mark: Mark) {
@@ -122,7 +132,10 @@ mod tests {
             let mut space = LogSpace::new(1000, window);
             let mut out: VecDeque<(u32, u32, Mark)> = VecDeque::new();
             for (len, releases) in steps {
-                if let Some((at, mark)) = space.place(len) {
+                let room = space.has_room(len);
+                let placed = space.place(len);
+                prop_assert_eq!(room, placed.is_some());
+                if let Some((at, mark)) = placed {
                     prop_assert!(at + len <= 1000);
                     for (other, other_len, _) in &out {
                         prop_assert!(at + len <= *other || other + other_len <= at);

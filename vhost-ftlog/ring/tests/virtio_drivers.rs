@@ -1,6 +1,7 @@
 //! The device half against the driver of the crate virtio-drivers, which keeps a free list, negotiates
 //! no in-order use and knows nothing of this crate.
 #![cfg(not(loom))]
+#![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)] // The other crate's memory and queue traits are unsafe to implement and call.
 
 use std::cell::{Cell, RefCell};
@@ -87,7 +88,7 @@ impl Transport for Registers {
         false
     }
     fn queue_set(&mut self, _: u16, _: u32, desc: PhysAddr, driver: PhysAddr, device: PhysAddr) {
-        self.queue = Some((desc as u64, driver as u64, device as u64));
+        self.queue = Some((desc, driver, device));
     }
     fn queue_unset(&mut self, _: u16) {}
     fn queue_used(&mut self, _: u16) -> bool {

@@ -1,5 +1,6 @@
 //! The driver half against virtio-queue's device side, which knows nothing of this crate.
 #![cfg(not(loom))]
+#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -1,0 +1,376 @@
+//! [`Ring`] on io_uring.
+//!
+//! Deferred task work on one thread, registered files, incremental provided buffers where the kernel
+//! has them. No kernel thread polls: with two CPUs it would compete with the VMM.
+#![allow(unsafe_code)] // Submission entries name memory by address; the buffer ring is shared memory.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::{BufRingEntry, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use thiserror::Error;
+
+use super::ring_io::{Completion, Op, Ring, SLOTS, Slot, Wait};
+
+const ENTRIES: u32 = 64;
+const BUFFER_GROUP: u16 = 0;
+/// Stretches that can be provided at a time; a power of two.
+const BUFFERS: u16 = 256;
+/// `IOU_PBUF_RING_INC` of linux/io_uring.h: a buffer is used up bit by bit.
+const INCREMENTAL: u16 = 2;
+/// `FUTEX2_SIZE_U32`: a shared futex of 32 bits.
+const FUTEX_U32: u32 = 2;
+const FUTEX_ANY: u64 = 0xffff_ffff;
+
+/// Why there is no ring.
+#[derive(Debug, Error)]
+pub enum SetupError {
+    /// The host forbids io_uring.
+    #[error(
+        "io_uring is switched off on this host: the sysctl kernel.io_uring_disabled is {0}. \
+         Set it to 0, or to 1 and kernel.io_uring_group to a group of the daemon"
+    )]
+    Disabled(String),
+    /// The kernel has no io_uring, or one that is too old.
+    #[error("this kernel has no suitable io_uring (Linux 6.1 or newer is needed)")]
+    Unsupported(#[source] io::Error),
+    /// Anything else.
+    #[error("io_uring cannot be set up")]
+    Io(#[source] io::Error),
+}
+
+impl SetupError {
+    fn of(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM) => {
+                let path = "/proc/sys/kernel/io_uring_disabled";
+                match std::fs::read_to_string(path) {
+                    Ok(value) if value.trim() != "0" => Self::Disabled(value.trim().to_owned()),
+                    _ => Self::Io(error),
+                }
+            }
+            Some(libc::ENOSYS | libc::EINVAL) => Self::Unsupported(error),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// io_uring, owned by the thread that made it.
+pub struct Uring {
+    ring: IoUring,
+    buffers: Option<BufferRing>,
+    wait_word: bool,
+    /// System calls made, for the metrics.
+    enters: u64,
+}
+
+impl Uring {
+    /// Sets up a ring for the calling thread.
+    ///
+    /// # Errors
+    /// [`SetupError`] says what the operator can do.
+    pub fn new() -> Result<Self, SetupError> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(1024)
+            .dontfork()
+            .build(ENTRIES)
+            .map_err(SetupError::of)?;
+        let submitter = ring.submitter();
+        submitter
+            .register_files_sparse(SLOTS)
+            .map_err(SetupError::of)?;
+        let mut probe = Probe::new();
+        submitter
+            .register_probe(&mut probe)
+            .map_err(SetupError::of)?;
+        let wait_word = probe.is_supported(opcode::FutexWait::CODE);
+        let mut this = Self {
+            ring,
+            buffers: None,
+            wait_word,
+            enters: 0,
+        };
+        let buffers = BufferRing::new();
+        if buffers.register(&this.ring).is_ok() {
+            this.buffers = Some(buffers);
+        }
+        Ok(this)
+    }
+
+    fn entry(op: Op) -> squeue::Entry {
+        let fixed = |slot: Slot| Fixed(slot as u32);
+        match op {
+            Op::ReadEvent { slot, count } => {
+                opcode::Read::new(fixed(slot), count.cast(), 8).build()
+            }
+            Op::WriteEvent { slot, one } => opcode::Write::new(fixed(slot), one.cast(), 8)
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS),
+            Op::SendMessage { message } => opcode::SendMsg::new(fixed(Slot::Socket), message)
+                .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+                .build(),
+            Op::Send { bytes, len } => opcode::Send::new(fixed(Slot::Socket), bytes, len)
+                .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                .build(),
+            Op::Receive { bytes, len } => {
+                opcode::Recv::new(fixed(Slot::Socket), bytes, len).build()
+            }
+            Op::ReceiveProvided => {
+                opcode::RecvMulti::new(fixed(Slot::Socket), BUFFER_GROUP).build()
+            }
+            Op::WaitWord { word, value } => {
+                opcode::FutexWait::new(word, value.into(), FUTEX_ANY, FUTEX_U32).build()
+            }
+            Op::Cancel { token } => opcode::AsyncCancel::new(token).build(),
+        }
+    }
+}
+
+impl Ring for Uring {
+    fn set_file(&mut self, slot: Slot, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let fd = file.map_or(-1, |file| file.as_raw_fd());
+        self.ring
+            .submitter()
+            .register_files_update(slot as u32, &[fd])
+            .map(|_| ())
+    }
+
+    unsafe fn push(&mut self, op: Op, token: u64) {
+        let entry = Self::entry(op).user_data(token);
+        // SAFETY: the caller vouches for the memory that the entry names.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.enters += 1;
+            // A full queue is handed over; what fails here fails again in `enter` and is seen there.
+            let _ = self.ring.submit();
+        }
+    }
+
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.enters += 1;
+        let result = match wait {
+            Wait::No => self.ring.submit(),
+            Wait::AtMost(ns) => {
+                let timeout = Timespec::new()
+                    .sec(ns / 1_000_000_000)
+                    .nsec((ns % 1_000_000_000) as u32);
+                let args = SubmitArgs::new().timespec(&timeout);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn has_work(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let pending = !queue.is_empty() || queue.taskrun();
+        drop(queue);
+        pending || !self.ring.completion().is_empty()
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        let entry = self.ring.completion().next()?;
+        let flags = entry.flags();
+        if cqueue::buffer_select(flags).is_some()
+            && !cqueue::buffer_more(flags)
+            && let Some(buffers) = &mut self.buffers
+        {
+            buffers.used_up += 1;
+        }
+        Some(Completion {
+            token: entry.user_data(),
+            result: entry.result(),
+            more: cqueue::more(flags),
+        })
+    }
+
+    fn can_provide(&self) -> bool {
+        self.buffers.is_some()
+    }
+
+    unsafe fn provide(&mut self, bytes: *mut u8, len: u32) -> bool {
+        self.buffers
+            .as_mut()
+            .is_some_and(|buffers| buffers.append(bytes, len))
+    }
+
+    fn withdraw(&mut self) -> io::Result<()> {
+        let Some(buffers) = &mut self.buffers else {
+            return Ok(());
+        };
+        self.ring.submitter().unregister_buf_ring(BUFFER_GROUP)?;
+        buffers.clear();
+        buffers.register(&self.ring)
+    }
+
+    fn can_wait_word(&self) -> bool {
+        self.wait_word
+    }
+}
+
+/// The ring of provided buffers, in memory shared with the kernel.
+struct BufferRing {
+    entries: NonNull<BufRingEntry>,
+    tail: u16,
+    /// Stretches handed out since the last withdrawal.
+    appended: u64,
+    /// How many of them the kernel has filled and reported.
+    used_up: u64,
+}
+
+// SAFETY: owned memory without thread affinity.
+unsafe impl Send for BufferRing {}
+
+impl BufferRing {
+    fn layout() -> Layout {
+        Layout::from_size_align(usize::from(BUFFERS) * size_of::<BufRingEntry>(), 4096)
+            .expect("a constant size and alignment")
+    }
+
+    fn new() -> Self {
+        let layout = Self::layout();
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(entries) = NonNull::new(memory.cast()) else {
+            handle_alloc_error(layout)
+        };
+        Self {
+            entries,
+            tail: 0,
+            appended: 0,
+            used_up: 0,
+        }
+    }
+
+    fn register(&self, ring: &IoUring) -> io::Result<()> {
+        // SAFETY: the entries live until the ring or the registration ends: `Uring` drops its
+        // fields in order, the ring first.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                self.entries.as_ptr() as u64,
+                BUFFERS,
+                BUFFER_GROUP,
+                INCREMENTAL,
+            )
+        }
+    }
+
+    fn clear(&mut self) {
+        // SAFETY: the entries are zeroed memory of this size, not registered at the moment.
+        unsafe {
+            self.entries
+                .as_ptr()
+                .cast::<u8>()
+                .write_bytes(0, Self::layout().size())
+        };
+        self.tail = 0;
+        self.appended = 0;
+        self.used_up = 0;
+    }
+
+    fn append(&mut self, bytes: *mut u8, len: u32) -> bool {
+        if self.appended - self.used_up >= u64::from(BUFFERS) {
+            return false;
+        }
+        let index = usize::from(self.tail % BUFFERS);
+        // SAFETY: the index is inside the ring; the kernel does not look at an entry before the
+        // tail has passed it.
+        let entry = unsafe { &mut *self.entries.as_ptr().add(index) };
+        entry.set_addr(bytes as u64);
+        entry.set_len(len);
+        entry.set_bid(self.tail % BUFFERS);
+        self.tail = self.tail.wrapping_add(1);
+        self.appended += 1;
+        // SAFETY: the tail is a field of the first entry, aligned, read by the kernel.
+        let tail =
+            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+        true
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout.
+        unsafe { dealloc(self.entries.as_ptr().cast(), Self::layout()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn ring() -> Uring {
+        Uring::new().expect("this host has io_uring")
+    }
+
+    #[test]
+    fn eventfds_are_read_and_written_through_their_slots() {
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let mut ring = ring();
+        ring.set_file(Slot::LogKick, Some(event.as_fd())).unwrap();
+        let (one, mut count) = (1u64, 0u64);
+        // SAFETY: both words live until the answers below.
+        unsafe {
+            let count = &raw mut count;
+            ring.push(
+                Op::ReadEvent {
+                    slot: Slot::LogKick,
+                    count,
+                },
+                7,
+            );
+            ring.push(
+                Op::WriteEvent {
+                    slot: Slot::LogKick,
+                    one: &raw const one,
+                },
+                8,
+            );
+        }
+        let mut answer = None;
+        while answer.is_none() {
+            ring.enter(Wait::AtMost(1_000_000_000)).unwrap();
+            answer = ring.next();
+        }
+        let read = Completion {
+            token: 7,
+            result: 8,
+            more: false,
+        };
+        assert_eq!(
+            (answer, ring.next()),
+            (Some(read), None),
+            "a call is not answered"
+        );
+        assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn an_empty_ring_returns_after_its_time() {
+        let mut ring = ring();
+        ring.enter(Wait::AtMost(1000)).unwrap();
+        assert_eq!(ring.next(), None);
+    }
+
+    #[test]
+    fn a_switched_off_io_uring_is_named() {
+        let error = SetupError::Disabled("2".to_owned()).to_string();
+        assert!(error.contains("kernel.io_uring_disabled is 2"), "{error}");
+    }
+}

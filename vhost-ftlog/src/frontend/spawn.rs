@@ -1,0 +1,101 @@
+//! Finding the daemon, or starting one that outlives the VMM.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Error, io_error};
+
+/// How long a daemon may take to start, or to come back.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// Pause between attempts to connect to a daemon that somebody else starts again.
+const CONNECT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where the daemon is.
+#[derive(Debug, Clone)]
+pub enum Daemon {
+    /// One that somebody else runs, at this socket. When it dies it is waited for.
+    Running(PathBuf),
+    /// One that the channel starts, and starts again when it dies.
+    Spawn(SpawnConfig),
+}
+
+/// A daemon to start.
+#[derive(Debug, Clone)]
+pub struct SpawnConfig {
+    /// The program.
+    pub program: PathBuf,
+    /// Its socket for this VMM.
+    pub socket: PathBuf,
+    /// Its other options (`--key-file` and so on); `--socket`, `--once` and `--announce` are added.
+    pub args: Vec<String>,
+}
+
+impl Daemon {
+    /// A connection to the daemon, which is started if that is our part. Also the address on which a
+    /// started one listens for its peer.
+    pub(super) fn connect(&self) -> Result<(UnixStream, Option<SocketAddr>), Error> {
+        match self {
+            Self::Running(path) => {
+                let until = Instant::now() + START_LIMIT;
+                loop {
+                    match UnixStream::connect(path) {
+                        Ok(stream) => return Ok((stream, None)),
+                        Err(error) if Instant::now() >= until => {
+                            return Err(io_error("connect to the daemon")(error));
+                        }
+                        Err(_) => std::thread::sleep(CONNECT_PAUSE),
+                    }
+                }
+            }
+            Self::Spawn(config) => {
+                let listen = config.start()?;
+                let stream = UnixStream::connect(&config.socket)
+                    .map_err(io_error("connect to the daemon that was started"))?;
+                Ok((stream, listen))
+            }
+        }
+    }
+}
+
+impl SpawnConfig {
+    /// Starts the daemon and waits until it says that it is ready. It leaves our session and process
+    /// group by itself before it says so.
+    fn start(&self) -> Result<Option<SocketAddr>, Error> {
+        let failed = |why: String| Error::Spawn {
+            program: self.program.display().to_string(),
+            why,
+        };
+        let mut child = Command::new(&self.program)
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(["--once", "--announce"])
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        let out = child
+            .stdout
+            .take()
+            .ok_or_else(|| failed("no standard output".to_owned()))?;
+        let mut line = String::new();
+        // Ends with the daemon's readiness or with its death, which closes the pipe.
+        let read = BufReader::new(out).read_line(&mut line);
+        if read.is_err() || line.is_empty() {
+            let status = child.wait().map_err(|error| failed(error.to_string()))?;
+            return Err(failed(format!("it ended with {status}; see its messages")));
+        }
+        // Somebody must wait for it when it ends, or it stays as a zombie.
+        std::thread::Builder::new()
+            .name("ftlog-reap".to_owned())
+            .spawn(move || child.wait())
+            .map_err(io_error("start a thread"))?;
+        let said: serde_json::Value =
+            serde_json::from_str(&line).map_err(|error| failed(error.to_string()))?;
+        Ok(said["listen"].as_str().and_then(|text| text.parse().ok()))
+    }
+}
