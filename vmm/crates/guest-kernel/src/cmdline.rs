@@ -101,15 +101,40 @@ impl CommandLine {
         line
     }
 
-    /// Adds what shortens the start on a host that emulates ring 0.
-    pub fn fast_boot(&mut self) -> &mut Self {
-        self.add("cryptomgr.notests", "no self-tests of ciphers");
+    /// Adds what suits a host that emulates ring 0: needed by the patches for such hosts
+    /// (`rodata=off`), or shorter.
+    pub fn emulated_ring0(&mut self) -> &mut Self {
         self.add(
             "rodata=off",
-            "page permissions are not split to 4 KiB pages",
+            "code is changed in place; page permissions are not split to 4 KiB",
         );
         self.add("init_on_alloc=0", "pages are not cleared twice");
-        self.add("numa=off", "one node")
+        self.add("numa=off", "one node");
+        self.add("nr_cpus=1", "tables are not made for 8192 processors");
+        self.add(
+            "cgroup_disable=memory",
+            "no accounting of each page to a group",
+        );
+        self.add("psi=0", "no accounting of stalls at each change of process");
+        self.add("audit=0", "no audit records");
+        self.add("apparmor=0", "no checks against profiles that nobody loads");
+        self.add(
+            "io_delay=none",
+            "no exit to port 0x80 after each access to the timer",
+        );
+        self.add(
+            "8250.nr_uarts=1",
+            "the machine has one serial port: three are not looked for",
+        );
+        self.add(
+            "rootfstype=ramfs",
+            "the cheaper of the two file systems for the initial RAM disk",
+        );
+        self.add(
+            "retain_initrd",
+            "the RAM disk's memory is not given back page by page",
+        );
+        self.add("cryptomgr.notests", "no self-tests of ciphers")
     }
 
     /// Adds a parameter of the caller (address, options of a user).
@@ -158,10 +183,10 @@ mod tests {
     #[test]
     fn users_parameters_come_last() {
         let mut line = CommandLine::new(ClockTick::StopsInIdle);
-        line.fast_boot().push("loglevel=7");
+        line.emulated_ring0().push("loglevel=7");
         let text = line.to_string();
         assert!(
-            text.contains(" nohz=on ") && text.ends_with(" numa=off loglevel=7"),
+            text.contains(" nohz=on ") && text.ends_with(" cryptomgr.notests loglevel=7"),
             "{text}"
         );
     }

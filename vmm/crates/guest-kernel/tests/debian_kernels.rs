@@ -15,8 +15,10 @@ const EVERYTHING: PlanOptions = PlanOptions {
     quirks: QuirkSet {
         syscall_keeps_cpl3: true,
         int3_not_emulated: true,
+        x87_not_emulated: true,
     },
     fast_boot: Some(FastBoot {
+        slow_timer: true,
         paravirtual_pages: true,
     }),
     allow_unknown_series: false,

@@ -11,17 +11,19 @@ use crate::bytes::{i32_at, offset_by};
 
 const ENTRY_BYTES: usize = 12;
 
-/// Where the replacement of one entry lies, and what it replaces.
+/// One entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Replacement {
+pub(super) struct Alternative {
+    /// The code that the kernel is built with.
     pub(super) code: u64,
+    pub(super) code_len: usize,
+    /// The replacement.
     pub(super) addr: u64,
     pub(super) len: usize,
 }
 
-/// The replacements of all entries, each once; empty (and a miss written down) if the table has
-/// another form.
-pub(super) fn replacements(planner: &mut Planner) -> Vec<Replacement> {
+/// All entries, each once; empty (and a miss written down) if the table has another form.
+pub(super) fn entries(planner: &mut Planner) -> Vec<Alternative> {
     const NAME: &str = ".altinstructions";
     let table = planner.table(NAME, "__alt_instructions", "__alt_instructions_end");
     let room = planner.section(".altinstr_replacement");
@@ -37,28 +39,30 @@ pub(super) fn replacements(planner: &mut Planner) -> Vec<Replacement> {
         let parsed = i32_at(entry, 0)
             .zip(i32_at(entry, 4))
             .zip(entry.get(10..12));
-        let fits =
-            parsed.and_then(|((code, replacement), lengths)| {
-                let code = offset_by(at, code);
-                let addr = offset_by(at + 4, replacement);
-                let len = usize::from(lengths[1]);
-                let within = addr >= room.addr && addr + len as u64 <= room.end();
-                let in_code = planner.image.sections().iter().any(|section| {
+        let fits = parsed.and_then(|((code, replacement), lengths)| {
+            let code = offset_by(at, code);
+            let addr = offset_by(at + 4, replacement);
+            let len = usize::from(lengths[1]);
+            let within = addr >= room.addr && addr + len as u64 <= room.end();
+            let in_code =
+                planner.image.sections().iter().any(|section| {
                     section.executable && code >= section.addr && code < section.end()
                 });
-                (lengths[1] <= lengths[0] && in_code && (within || len == 0))
-                    .then_some(Replacement { code, addr, len })
-            });
-        let Some(replacement) = fits else {
+            (lengths[1] <= lengths[0] && in_code && (within || len == 0)).then_some(Alternative {
+                code,
+                code_len: usize::from(lengths[0]),
+                addr,
+                len,
+            })
+        });
+        let Some(alternative) = fits else {
             planner.miss_table(
                 NAME,
                 format!("entry {index} is not of the 6.1 form: {entry:02x?}"),
             );
             return Vec::new();
         };
-        if replacement.len > 0 {
-            found.push(replacement);
-        }
+        found.push(alternative);
     }
     found.sort_unstable();
     found.dedup();

@@ -41,13 +41,13 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     for found in in_text(planner) {
         rewrite(planner, found, IN_CODE, found.0)?;
     }
-    for replacement in alternatives::replacements(planner) {
+    for alternative in alternatives::entries(planner) {
         let code = planner
             .image
-            .read(replacement.addr, replacement.len)
+            .read(alternative.addr, alternative.len)
             .unwrap_or_default();
-        for found in scan(code, replacement.addr) {
-            rewrite(planner, found, IN_ALTERNATIVES, replacement.code)?;
+        for found in scan(code, alternative.addr) {
+            rewrite(planner, found, IN_ALTERNATIVES, alternative.code)?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 
 use super::planner::{Planner, Reason};
 use super::skips::{Skip, skip};
-use super::{FastBoot, pages, prelink, tables};
+use super::{FastBoot, pages, prelink, startup, tables, timer};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
 
@@ -87,6 +87,27 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         Skip::Zero,
         "no keyboard controller in the machine (its reset line works)",
     ),
+    (
+        "optimize_nops",
+        Skip::Return,
+        "NOPs of alternatives are joined already; modules keep short ones",
+    ),
+    (
+        "ptp_classifier_init",
+        Skip::Return,
+        "no hardware time stamps: no device of the machine has them",
+    ),
+    (
+        "pcibios_irq_init",
+        Skip::Return,
+        "no IRQ routing table: interrupt lines are in configuration space",
+    ),
+    (
+        "init_cache_random_seq",
+        Skip::Zero,
+        "objects of a slab in order of address",
+    ),
+    ("init_kprobes", Skip::Zero, "no kprobes in the guest"),
 ];
 
 pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanError> {
@@ -101,9 +122,13 @@ pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanE
             },
         )?;
     }
+    if options.slow_timer {
+        timer::plan(planner)?;
+    }
     if options.paravirtual_pages {
         pages::plan(planner)?;
     }
+    startup::plan(planner)?;
     tables::plan(planner)?;
     prelink::plan(planner)
 }

@@ -12,8 +12,10 @@ mod planner;
 mod prelink;
 mod quirks;
 mod skips;
+mod startup;
 mod stubs;
 mod tables;
+mod timer;
 
 use std::collections::BTreeMap;
 
@@ -31,13 +33,17 @@ pub const KNOWN_SERIES: &[&str] = &["6.1."];
 pub struct QuirkSet {
     /// `SYSCALL` in ring 3 jumps to the kernel's entry but stays at privilege level 3.
     pub syscall_keeps_cpl3: bool,
-    /// `INT3` in ring 0 is not emulated.
+    /// `INT3` in ring 0 is not emulated, or its #BP does not arrive well. Needs `rodata=off`.
     pub int3_not_emulated: bool,
+    /// x87 instructions (`FNCLEX`, `EMMS`, `FILD`, `FWAIT`) in ring 0 are not emulated.
+    pub x87_not_emulated: bool,
 }
 
 /// How far to shorten the start on a host that emulates ring 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FastBoot {
+    /// Let the timer interrupt come every 20 ms at most, not every 4 ms. Needs `nohz=on`.
+    pub slow_timer: bool,
     /// Clear and copy pages through [`crate::ports::CLEAR_PAGE`] and [`crate::ports::COPY_PAGE`].
     pub paravirtual_pages: bool,
 }

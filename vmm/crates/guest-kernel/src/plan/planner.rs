@@ -4,7 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use iced_x86::{Decoder, DecoderOptions};
+
 use super::{KNOWN_SERIES, PlanReport};
+use crate::asm::near_branch;
 use crate::bytes::offset_by;
 use crate::error::{Missed, PlanError};
 use crate::image::{KernelImage, Section};
@@ -206,6 +209,66 @@ impl<'a> Planner<'a> {
             .to_vec();
         self.replace(addr, &old, &code, reason)?;
         Ok(Some(addr))
+    }
+
+    /// The code of a function, from its symbol to the next one.
+    pub(super) fn function(&mut self, name: &str) -> Option<(u64, &'a [u8])> {
+        let addr = self.symbol(name)?;
+        let room = self.image.symbols().room_at(addr).unwrap_or(0);
+        Some((addr, self.bytes(name, addr, addr + room)?))
+    }
+
+    /// Address of the only place in `function` where an instruction starts with `code` (which may go
+    /// on over the next ones); none or several are a miss.
+    pub(super) fn unique_insn(&mut self, function: &str, code: &[u8]) -> Option<u64> {
+        let (addr, bytes) = self.function(function)?;
+        let mut found = Decoder::with_ip(64, bytes, addr, DecoderOptions::NONE)
+            .into_iter()
+            .map(|insn| insn.ip())
+            .filter(|ip| {
+                let offset = usize::try_from(ip - addr).expect("within the function");
+                bytes[offset..].starts_with(code)
+            });
+        let (first, second) = (found.next(), found.next());
+        if first.is_none() || second.is_some() {
+            let what = if first.is_none() {
+                "nowhere"
+            } else {
+                "more than once"
+            };
+            self.miss_table(function, format!("{code:02x?} is {what} in it"));
+            return None;
+        }
+        first
+    }
+
+    /// Replaces the only place in `function` where an instruction starts with `old`.
+    pub(super) fn replace_insn(
+        &mut self,
+        function: &str,
+        old: &[u8],
+        new: &[u8],
+        reason: Reason,
+    ) -> Result<(), PlanError> {
+        match self.unique_insn(function, old) {
+            Some(addr) => self.replace(addr, old, new, reason),
+            None => Ok(()),
+        }
+    }
+
+    /// The `call __fentry__` that a function starts with: five bytes that nothing needs while ftrace
+    /// is off.
+    pub(super) fn fentry_site(&mut self, function: &str) -> Option<(u64, [u8; 5])> {
+        let (addr, fentry) = self.symbol(function).zip(self.symbol("__fentry__"))?;
+        let call = near_branch(0xe8, addr, fentry);
+        if self.image.read(addr, call.len()) != Some(&call) {
+            self.miss_table(
+                function,
+                String::from("does not start with call __fentry__"),
+            );
+            return None;
+        }
+        Some((addr, call))
     }
 
     /// The first symbol behind the functions that give their room.

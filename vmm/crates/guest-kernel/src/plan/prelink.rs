@@ -6,6 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use iced_x86::{Code, Decoder, DecoderOptions};
+
+use super::alternatives;
 use super::planner::{Planner, Reason};
 use crate::bytes::{i32_at, offset_by, u64_at};
 use crate::error::PlanError;
@@ -13,6 +16,17 @@ use crate::patch::PatchSet;
 
 /// The five-byte NOP that the kernel itself uses.
 pub(super) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
+/// NOPs of one to eight bytes (Intel SDM, volume 2, NOP).
+const LONG_NOPS: [&[u8]; 8] = [
+    &[0x90],
+    &[0x66, 0x90],
+    &[0x0f, 0x1f, 0x00],
+    &[0x0f, 0x1f, 0x40, 0x00],
+    &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+    &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+    &[0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],
+    &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+];
 /// Addresses below are per-CPU offsets or entries that the linker cleared.
 const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 
@@ -20,12 +34,14 @@ const FTRACE: &str = "ftrace sites";
 const RETURNS: &str = "return sites";
 const RETPOLINES: &str = "retpoline sites";
 const LOCKS: &str = "LOCK prefixes";
+const NOPS: &str = "NOPs of alternatives";
 
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     ftrace(planner)?;
     returns(planner)?;
     retpolines(planner)?;
-    locks(planner)
+    locks(planner)?;
+    nops(planner)
 }
 
 const fn reason(why: &'static str) -> Reason {
@@ -133,13 +149,9 @@ fn indirect_branch(call: bool, register: u8, len: usize) -> Vec<u8> {
         code.push(0x41);
     }
     code.extend([0xff, if call { 0xd0 } else { 0xe0 } | register & 7]);
-    let nops: &[u8] = match (call, len - code.len()) {
-        (false, _) => &[],
-        (true, 2) => &[0x66, 0x90],
-        (true, 3) => &[0x0f, 0x1f, 0x00],
-        (true, _) => &[0x0f, 0x1f, 0x40, 0x00],
-    };
-    code.extend(nops);
+    if call {
+        code.extend(LONG_NOPS[len - code.len() - 1]);
+    }
     code.resize(len, 0xcc);
     code
 }
@@ -159,6 +171,51 @@ fn locks(planner: &mut Planner) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// Runs of one-byte NOPs in the code of alternatives become long ones. Several entries may have the
+/// same code.
+fn nops(planner: &mut Planner) -> Result<(), PlanError> {
+    let mut codes: Vec<(u64, usize)> = alternatives::entries(planner)
+        .iter()
+        .map(|alternative| (alternative.code, alternative.code_len))
+        .collect();
+    codes.sort_unstable();
+    codes.dedup();
+    for (addr, len) in codes {
+        let code = planner.image.read(addr, len).unwrap_or_default();
+        for (start, run) in nop_runs(code, addr) {
+            for (at, length) in pieces(start, run) {
+                let nop = LONG_NOPS[length - 1];
+                if length > 1 && !planner.covered(at, length) {
+                    planner.replace_site(NOPS, at, &[0x90; 8][..length], nop, reason("joined"))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Start and length of each run of one-byte NOPs.
+fn nop_runs(code: &[u8], addr: u64) -> Vec<(u64, usize)> {
+    let mut runs: Vec<(u64, usize)> = Vec::new();
+    for insn in Decoder::with_ip(64, code, addr, DecoderOptions::NONE) {
+        if insn.code() != Code::Nopd || insn.len() != 1 {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((start, run)) if *start + *run as u64 == insn.ip() => *run += 1,
+            _ => runs.push((insn.ip(), 1)),
+        }
+    }
+    runs
+}
+
+/// Cuts a run into pieces for which there is a NOP.
+fn pieces(start: u64, run: usize) -> impl Iterator<Item = (u64, usize)> {
+    (0..run)
+        .step_by(LONG_NOPS.len())
+        .map(move |done| (start + done as u64, (run - done).min(LONG_NOPS.len())))
+}
+
 /// A table of 32-bit distances, each from its own place. Zero is padding.
 fn relative_entries(planner: &mut Planner, name: &str, start: u64, end: u64) -> Vec<u64> {
     let Some(bytes) = planner.bytes(name, start, end) else {
@@ -175,6 +232,31 @@ fn relative_entries(planner: &mut Planner, name: &str, start: u64, end: u64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_of_nops_are_found_and_cut() {
+        // nop; nop; mov eax, 0x90909090; ten nops
+        let mut code = vec![0x90, 0x90, 0xb8, 0x90, 0x90, 0x90, 0x90];
+        code.extend([0x90; 10]);
+        assert_eq!(nop_runs(&code, 0x100), [(0x100, 2), (0x107, 10)]);
+        assert_eq!(
+            pieces(0x107, 10).collect::<Vec<_>>(),
+            [(0x107, 8), (0x10f, 2)]
+        );
+    }
+
+    #[test]
+    fn long_nops_have_their_length() {
+        for (index, nop) in LONG_NOPS.iter().enumerate() {
+            let mut decoder = Decoder::with_ip(64, nop, 0, DecoderOptions::NONE);
+            let insn = decoder.decode();
+            assert_eq!(
+                (insn.mnemonic(), insn.len()),
+                (iced_x86::Mnemonic::Nop, index + 1)
+            );
+            assert_eq!(nop.len(), index + 1);
+        }
+    }
 
     #[test]
     fn indirect_branches_keep_their_length() {

@@ -1,0 +1,37 @@
+//! Makes the timer interrupt rare on a host that emulates ring 0.
+//!
+//! One tick takes some 5,000 instructions there, 1.5 to 3 ms; the kernel wants one every 4 ms
+//! (CONFIG_HZ=250), which leaves the guest half of its time or less. Time itself does not depend on
+//! ticks: the clock is the time stamp counter, and with `nohz=on` the kernel reads it to learn how many
+//! jiffies have passed.
+
+use super::planner::{Planner, Reason};
+use crate::error::PlanError;
+use crate::patch::PatchSet;
+
+/// Shortest time for which the kernel may program the timer, in ticks of the 8254 (1,193,182 Hz): 20 ms.
+/// Timers and time slices get that coarse.
+const SHORTEST_TICKS: u32 = 23_864;
+
+pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
+    let reason = |why| Reason {
+        set: PatchSet::FastBoot,
+        why,
+    };
+    // `mov edx, 15`, the shortest time in the call of clockevents_config_and_register.
+    let [a, b, c, d] = SHORTEST_TICKS.to_le_bytes();
+    planner.replace_insn(
+        "clockevent_i8253_init",
+        &[0xba, 0x0f, 0, 0, 0],
+        &[0xba, a, b, c, d],
+        reason("a timer interrupt every 20 ms at most"),
+    )?;
+    // Before the kernel trusts the time stamp counter the timer runs at a fixed rate: `mov eax` with the
+    // low and the high byte of 4,773 ticks. 65,535 ticks are 55 ms; until then jiffies go slow.
+    let why = "18 timer interrupts a second, not 250, in the first part of the start";
+    for old in [[0xb8, 0xa5, 0xff, 0xff, 0xff], [0xb8, 0x12, 0, 0, 0]] {
+        let new = [0xb8, 0xff, old[2], old[3], old[4]];
+        planner.replace_insn("pit_set_periodic", &old, &new, reason(why))?;
+    }
+    Ok(())
+}
