@@ -188,11 +188,13 @@ fn plan(
     image: &KernelImage,
 ) -> Result<PatchPlan, guest_kernel::PlanError> {
     let fast_boot = host.is_ring0_emulated().then_some(FastBoot {
+        slow_timer: true,
         paravirtual_pages: false,
     });
     let quirks = QuirkSet {
         syscall_keeps_cpl3: host.quirks.needs_syscall_stub(),
         int3_not_emulated: !host.quirks.runs_in_ring0(Instruction::Int3),
+        x87_not_emulated: !host.quirks.runs_in_ring0(Instruction::Fwait),
     };
     let options = PlanOptions {
         quirks,
@@ -205,7 +207,7 @@ fn plan(
 fn command_line(options: &VmOptions, host: &Host) -> String {
     let mut line = CommandLine::new(ClockTick::StopsInIdle);
     if host.is_ring0_emulated() {
-        line.fast_boot();
+        line.emulated_ring0();
     }
     if let Some(ip) = &options.guest_ip {
         let gateway = options
