@@ -61,6 +61,11 @@ impl Measure {
         Self::scaled(name, "us", ns, 1e3)
     }
 
+    /// A distribution of nanoseconds, given in milliseconds.
+    pub(crate) fn milliseconds(name: impl Into<String>, ns: &Histogram<u64>) -> Self {
+        Self::scaled(name, "ms", ns, 1e6)
+    }
+
     fn scaled(
         name: impl Into<String>,
         unit: &'static str,

@@ -129,7 +129,8 @@ static __always_inline enum verdict accept_reply(struct session_entry *session,
 	if (!record_reply(seen, sent, words, now))
 		return refuse(COUNT_CONTENDED);
 	count(COUNT_ACCEPTED);
-	return DROP;
+	/* On to the prober's socket: that wakes it, and its time is already taken. */
+	return LEAVE;
 }
 
 /*

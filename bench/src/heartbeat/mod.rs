@@ -3,8 +3,10 @@
 //!
 //! Two network namespaces of this machine and a veth; host A's processes on CPU 0, host B's on CPU 1.
 
+mod detect;
 mod hogs;
 mod rtt;
+mod watch;
 mod world;
 
 use std::path::PathBuf;
@@ -22,7 +24,13 @@ pub(crate) struct Options {
     /// Round trips to measure with a userspace responder, which takes longer for each.
     #[arg(long, default_value_t = 10_000)]
     userspace_probes: u64,
-    /// Busy processes on each CPU in the cases with hogs.
+    /// How often each cause of failure is made.
+    #[arg(long, default_value_t = 100)]
+    detections: u64,
+    /// Seconds for which two healthy, starved pairs of hosts are watched for false failovers.
+    #[arg(long, default_value_t = 1_800)]
+    watch_seconds: u64,
+    /// Busy threads on each CPU in the cases with hogs.
     #[arg(long, default_value_t = 10)]
     hogs: usize,
     /// The `ftprobe` to measure; the one beside this program if not given.
@@ -36,17 +44,23 @@ pub(crate) struct MemberOptions {
     /// Socket of `ftprobe`.
     #[arg(long)]
     socket: PathBuf,
+    /// The session to join.
+    #[arg(long)]
+    session: u64,
 }
 
 /// Measures all of it.
 pub(crate) fn run(options: &Options) -> Result<Vec<Measure>, Failure> {
     let ftprobe = world::find_ftprobe(options.ftprobe.as_deref())?;
-    rtt::measure(options, &ftprobe)
+    let mut results = rtt::measure(options, &ftprobe)?;
+    results.extend(detect::measure(options, &ftprobe)?);
+    results.extend(detect::false_failovers(options, &ftprobe)?);
+    Ok(results)
 }
 
 /// See [`crate::Bench::HeartbeatMember`].
 pub(crate) fn member(options: &MemberOptions) -> ExitCode {
-    match world::join_and_tick(&options.socket) {
+    match world::join_and_tick(&options.socket, options.session) {
         Ok(never) => match never {},
         Err(error) => {
             eprintln!("member: {error}");

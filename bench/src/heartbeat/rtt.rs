@@ -17,10 +17,11 @@ use rustix::thread::{ClockId, clock_nanosleep_absolute};
 
 use super::Options;
 use super::hogs::Hogs;
-use super::world::{GENERATION, Responder, SESSION, World, keys};
+use super::world::{EPOCH, GENERATION, Responder, World, keys};
 use crate::Failure;
 use crate::report::Measure;
 
+const SESSION: u64 = 1;
 const EVERY: Duration = Duration::from_micros(250);
 const EVERY_USERSPACE: Duration = Duration::from_millis(2);
 /// How long replies to the last requests are waited for.
@@ -81,7 +82,7 @@ pub(super) fn measure(options: &Options, ftprobe: &Path) -> Result<Vec<Measure>,
 fn round_trips(case: &Case, ftprobe: &Path) -> Result<(Histogram<u64>, u64), Failure> {
     let world = World::new(ftprobe)?;
     let _probes = world.probes(case.responder)?;
-    let _vmm = world.vmm_on_b()?;
+    let _vmm = world.vmm_on_b(SESSION)?;
     let peer = SocketAddr::new(world.link.b.v4.into(), DEFAULT_PORT);
     let socket = world
         .a
@@ -99,7 +100,7 @@ fn round_trips(case: &Case, ftprobe: &Path) -> Result<(Histogram<u64>, u64), Fai
 
 fn exchange(socket: &HeartbeatSocket, case: &Case) -> Result<(Histogram<u64>, u64), Failure> {
     let mut histogram = Histogram::new(3)?;
-    let key = keys(Side::Connector).ours;
+    let key = keys(SESSION, Side::Connector).ours;
     let first = monotonic_ns();
     let every = u64::try_from(case.every.as_nanos())?;
     for number in 1..=case.probes {
@@ -108,7 +109,7 @@ fn exchange(socket: &HeartbeatSocket, case: &Case) -> Result<(Histogram<u64>, u6
         let request = Request {
             session: SESSION,
             generation: GENERATION,
-            epoch: 1,
+            epoch: EPOCH,
             sequence: first + number,
             nonce: number,
             time_ns: monotonic_ns(),
@@ -131,7 +132,7 @@ fn sleep_until(ns: u64) {
 }
 
 fn receive(socket: &HeartbeatSocket, histogram: &mut Histogram<u64>) -> Result<(), Failure> {
-    let key = keys(Side::Connector).ours;
+    let key = keys(SESSION, Side::Connector).ours;
     let mut buffer = [0; HEARTBEAT_BYTES + 1];
     while let Some(arrival) = socket.receive(&mut buffer)? {
         let reply = Reply::decode(&buffer[..arrival.bytes], &key)?;

@@ -12,13 +12,13 @@ use heartbeat::{Client, VmmPages};
 
 use crate::Failure;
 
-pub(super) const SESSION: u64 = 1;
 pub(super) const GENERATION: KeyGeneration = KeyGeneration(1);
+pub(super) const EPOCH: u64 = 1;
 /// How often an event loop ticks at least, as the VMM's does with an idle guest.
 const TICK_EVERY: Duration = Duration::from_millis(50);
 
-pub(super) fn keys(side: Side) -> SessionKeys {
-    SessionKeys::derive(b"a secret for measuring only", SESSION, GENERATION, side)
+pub(super) fn keys(session: u64, side: Side) -> SessionKeys {
+    SessionKeys::derive(b"a secret for measuring only", session, GENERATION, side)
 }
 
 /// Who answers on host B.
@@ -117,11 +117,15 @@ impl World {
     }
 
     /// Starts a process on host B that has joined the session as its VMM and ticks.
-    pub(super) fn vmm_on_b(&self) -> Result<Process, Failure> {
+    pub(super) fn vmm_on_b(&self, session: u64) -> Result<Process, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
         command
-            .arg("heartbeat-member")
-            .arg("--socket")
+            .args([
+                "heartbeat-member",
+                "--session",
+                &session.to_string(),
+                "--socket",
+            ])
             .arg(self.socket("b"));
         let mut process = self.b.spawn(&mut command)?;
         process.wait_for_line("joined")?;
@@ -130,16 +134,16 @@ impl World {
 }
 
 /// Joins as the VMM of one side.
-pub(super) fn join(socket: &Path, side: Side) -> Result<(Client, VmmPages), Failure> {
+pub(super) fn join(socket: &Path, session: u64, side: Side) -> Result<(Client, VmmPages), Failure> {
     let mut client = Client::connect(socket)?;
-    let pages = client.join_vmm(SESSION, 1)?;
-    client.set_keys(SESSION, GENERATION, &keys(side))?;
+    let pages = client.join_vmm(session, EPOCH)?;
+    client.set_keys(session, GENERATION, &keys(session, side))?;
     Ok((client, pages))
 }
 
 /// Stands for the VMM of host B: an event loop that ticks.
-pub(super) fn join_and_tick(socket: &Path) -> Result<Infallible, Failure> {
-    let (_client, pages) = join(socket, Side::Listener)?;
+pub(super) fn join_and_tick(socket: &Path, session: u64) -> Result<Infallible, Failure> {
+    let (_client, pages) = join(socket, session, Side::Listener)?;
     println!("joined");
     loop {
         pages.vmm.progress.fetch_add(1, Ordering::Release);

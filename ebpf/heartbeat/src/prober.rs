@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ebpf_events::maps::{SeenReply, VmmPage};
@@ -313,6 +314,13 @@ impl Prober {
             }
         }
         self.sequence - self.base
+    }
+}
+
+/// Its socket: readable when a reply has arrived, also where the kernel has taken note of it.
+impl AsFd for Prober {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.socket().as_fd()
     }
 }
 

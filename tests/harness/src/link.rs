@@ -127,6 +127,14 @@ impl End {
         ])
     }
 
+    /// Takes this end down, as when its host dies, or up again. IPv6 addresses are lost by going down.
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub fn set_up(&self, up: bool) -> Result<(), HarnessError> {
+        self.set(if up { "up" } else { "down" })
+    }
+
     fn set(&self, state: &str) -> Result<(), HarnessError> {
         self.ip(&["link", "set", &self.interface, state])
     }
