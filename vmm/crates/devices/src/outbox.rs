@@ -5,9 +5,13 @@ use vm_memory::GuestMemory;
 use crate::effect::{Effect, RequestId};
 use crate::time::VirtualTime;
 
-/// Most effects that the board holds before they are taken. One access makes a queue's worth of frames or requests at
-/// most, and the owner of the board takes them after every access and input.
-pub const EFFECTS_MAX: usize = 1024;
+/// Most effects that the board holds before they are taken. Room for one exit: a string instruction of 4,096 bytes, each
+/// an access with an effect, and what devices take from their queues until [`EFFECTS_CROWDED`] wait.
+pub const EFFECTS_MAX: usize = 8192;
+
+/// While so many effects wait, devices take no further frames or requests from their queues. More than one access makes
+/// unless a guest makes it with string instructions.
+const EFFECTS_CROWDED: usize = 1024;
 
 /// Most faults kept for reporting; later ones are dropped until they are taken.
 pub const FAULTS_MAX: usize = 16;
@@ -48,9 +52,14 @@ impl Outbox {
     pub(crate) fn push(&mut self, effect: Effect) {
         assert!(
             self.effects.len() < EFFECTS_MAX,
-            "effects must be taken after every access"
+            "effects must be taken after every exit"
         );
         self.effects.push(effect);
+    }
+
+    /// So many effects wait that none should be made that need not.
+    pub(crate) fn crowded(&self) -> bool {
+        self.effects.len() >= EFFECTS_CROWDED
     }
 
     pub(crate) fn fault(&mut self, device: &'static str, reason: &dyn std::error::Error) {

@@ -12,10 +12,7 @@ use crate::uart::Uart;
 impl Board {
     /// The state, complete. Effects must have been taken: they belong to the access that made them.
     pub fn save(&self) -> BoardState {
-        assert!(
-            !self.has_effects(),
-            "effects must be taken after every access"
-        );
+        assert!(!self.has_effects(), "effects must be taken before");
         BoardState {
             schema: BOARD_STATE_SCHEMA,
             config: self.config.clone(),

@@ -85,7 +85,7 @@ impl Blk {
     ) -> Result<(), QueueError> {
         let mut taken = 0;
         // Statuses written at once may lie in the ring of a hostile driver: the number taken is limited, too.
-        while self.has_room() && taken < QUEUE_SIZE {
+        while self.has_room() && taken < QUEUE_SIZE && !context.outbox.crowded() {
             let Some(chain) = context.queues[0].pop(context.ram)? else {
                 break;
             };

@@ -216,7 +216,7 @@ impl Net {
         let used_before = queue.next_used();
         let mut sent = 0;
         // Nothing fills the ring meanwhile, but a hostile driver may have let buffers overlap it.
-        while sent < queue.size() {
+        while sent < queue.size() && !context.outbox.crowded() {
             let Some(buffer) = queue.pop(ram)? else { break };
             sent += 1;
             match self.take_frame(ram, &buffer)? {

@@ -123,3 +123,13 @@ fn wide_accesses_reach_byte_registers_in_order() {
     machine.port_in(0x20, &mut word);
     assert_eq!(word, [0, 0]);
 }
+
+#[test]
+fn a_string_instruction_of_a_page_has_room_for_its_effects() {
+    let mut machine = Machine::new(&config());
+    for byte in 0..4096 {
+        machine.board.port_write(&machine.ram, 0x3f8, &[byte as u8]);
+    }
+    assert_eq!(machine.board.take_effects().len(), 4096);
+    assert!(!machine.board.has_effects());
+}

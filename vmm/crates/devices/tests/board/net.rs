@@ -376,3 +376,24 @@ fn a_fault_silences_the_held_back_interrupt() {
     net.machine.set_time(100 * MS);
     assert_eq!(net.driver.isr(&mut net.machine), 2, "the fault alone");
 }
+
+/// A string instruction may notify over and over within one exit, before anybody takes the effects.
+#[test]
+fn frames_stay_in_the_queue_while_a_thousand_effects_wait() {
+    let mut net = Net::new();
+    net.machine.write(TX_BUFFERS, &frame(80));
+    let notify = net.driver.at.notify + u64::from(net.driver.at.notify_multiplier);
+    for _ in 0..6 {
+        for _ in 0..200 {
+            net.driver.queues[TX].add(&net.machine, &[readable(TX_BUFFERS, 80)]);
+        }
+        let Machine { ram, board, .. } = &mut net.machine;
+        board.mmio_write(ram, notify, &[1, 0]);
+        if net.driver.queues[TX].take_used(&net.machine).len() < 200 {
+            break;
+        }
+    }
+    assert_eq!(net.machine.board.take_effects().len(), 1024);
+    net.driver.queues[TX].notify(&mut net.machine);
+    assert!(!net.machine.take_effects().is_empty(), "the rest follows");
+}
