@@ -71,13 +71,16 @@ pub enum Refusal {
     StateLost,
     /// No such bulk stream is expected.
     NoBulk,
+    /// The backup's VMM is dead.
+    VmmDead,
 }
 
-const REFUSALS: [Refusal; 4] = [
+const REFUSALS: [Refusal; 5] = [
     Refusal::NoSession,
     Refusal::Role,
     Refusal::StateLost,
     Refusal::NoBulk,
+    Refusal::VmmDead,
 ];
 
 /// What a connection is for.

@@ -379,7 +379,11 @@ fn dial_log(shared: &Shared, dialer: &Dialer, address: SocketAddr) -> Result<(),
             next: prepared.next,
         },
     };
-    let theirs = handshake::dial(&mut limited(&stream), &shared.key, &nonce()?, &request)?;
+    let answer = handshake::dial(&mut limited(&stream), &shared.key, &nonce()?, &request);
+    if matches!(answer, Err(handshake::Error::Refused(Refusal::VmmDead))) {
+        tell(&shared.engine, Command::PeerVmmDead(params.into()));
+    }
+    let theirs = answer?;
     let next = match params.role {
         Role::Sender => theirs,
         Role::Receiver => prepared.next,

@@ -219,6 +219,14 @@ impl Channel {
         wire.status()
     }
 
+    /// The daemon's process.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        let state = self.inner.lock();
+        let peer = rustix::net::sockopt::socket_peercred(state.wire.as_ref()?.socket()).ok()?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+    }
+
     /// The address on which a daemon that the channel started listens for its peer.
     #[must_use]
     pub fn listen_address(&self) -> Option<SocketAddr> {

@@ -18,8 +18,23 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A directory and a key for a pair of hosts.
 pub(crate) struct Rig {
-    pub dir: tempfile::TempDir,
+    pub dir: Directory,
     pub session: SessionId,
+}
+
+/// A directory that is removed, or one that belongs to another process.
+pub(crate) enum Directory {
+    Own(tempfile::TempDir),
+    Other(PathBuf),
+}
+
+impl Directory {
+    pub(crate) fn path(&self) -> &std::path::Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Other(path) => path,
+        }
+    }
 }
 
 /// One host.
@@ -40,8 +55,16 @@ impl Rig {
             .unwrap();
         std::fs::write(dir.path().join("key"), [7; 32]).unwrap();
         Self {
-            dir,
+            dir: Directory::Own(dir),
             session: session_id(),
+        }
+    }
+
+    /// The rig of another process.
+    pub(crate) fn at(dir: PathBuf, session: SessionId) -> Self {
+        Self {
+            dir: Directory::Other(dir),
+            session,
         }
     }
 
@@ -126,6 +149,15 @@ impl Rig {
         }
         primary.wait_connected();
         backup.wait_connected();
+    }
+}
+
+/// Has a daemon that is to be started listen on a fixed port, so that it can come back there.
+pub(crate) fn listen_on(config: &mut ChannelConfig, port: u16) {
+    if let Daemon::Spawn(spawn) = &mut config.daemon
+        && let Some(at) = spawn.args.iter().position(|arg| arg == "--listen")
+    {
+        spawn.args[at + 1] = format!("127.0.0.1:{port}");
     }
 }
 

@@ -89,6 +89,8 @@ pub enum Command {
     Adopt(u64, TcpStream, Seq),
     /// A bulk stream can be fetched.
     BulkReady(BulkId),
+    /// The peer's daemon says that the VMM behind it is dead.
+    PeerVmmDead(SessionParamsOf),
     /// What is measured.
     Snapshot(Reply<Box<Snapshot>>),
     /// The state of the session.

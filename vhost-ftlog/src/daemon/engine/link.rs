@@ -65,7 +65,8 @@ impl<R: Ring> Engine<R> {
             return;
         }
         let Ok(sent) = usize::try_from(result) else {
-            self.lose(LostReason::Network);
+            // The receive that is under way ends too, after it has handed over the records that are
+            // still there: what the peer acknowledged, or that its VMM is dead.
             return;
         };
         let now = (self.config.clock)();
@@ -114,8 +115,7 @@ impl<R: Ring> Engine<R> {
             return false;
         };
         if gone::is(bytes, params.session) {
-            let next = sender.used_seq();
-            self.notify(Notice::PeerVmmDead { next });
+            self.peer_vmm_died();
             return true;
         }
         self.stats.counters.acks_in += 1;
@@ -128,6 +128,17 @@ impl<R: Ring> Engine<R> {
                 true
             }
             Err(_) => false,
+        }
+    }
+
+    /// The backup's VMM is dead, its daemon says. Told once.
+    pub(super) fn peer_vmm_died(&mut self) {
+        if let Some(sender) = &self.sender
+            && !self.peer_vmm_dead
+        {
+            let next = sender.used_seq();
+            self.peer_vmm_dead = true;
+            self.notify(Notice::PeerVmmDead { next });
         }
     }
 
@@ -210,7 +221,7 @@ impl<R: Ring> Engine<R> {
             return;
         };
         if link.closing {
-            self.lose(LostReason::Closed);
+            self.lose(LostReason::PeerClosed);
         } else if result != ACK_LEN as i32 {
             self.lose(LostReason::Network);
         }
@@ -290,7 +301,7 @@ impl<R: Ring> Engine<R> {
             .filter(|params| SessionParamsOf::from(params) == of && !self.finished)
             .ok_or(Refusal::NoSession)?;
         if params.role == Role::Receiver && self.vmm_dead {
-            return Err(Refusal::NoSession);
+            return Err(Refusal::VmmDead);
         }
         match purpose {
             None => {}

@@ -86,6 +86,8 @@ pub struct Engine<R> {
     params: Option<SessionParams>,
     link: Option<Link>,
     generation: u64,
+    /// The VMM was told that the peer's is dead.
+    peer_vmm_dead: bool,
     /// When a drain, or the delivery for a dead VMM, is given up.
     give_up_at: Option<u64>,
     draining: bool,
@@ -127,6 +129,7 @@ impl<R: Ring> Engine<R> {
             params: None,
             link: None,
             generation: 0,
+            peer_vmm_dead: false,
             give_up_at: None,
             draining: false,
             finished: false,

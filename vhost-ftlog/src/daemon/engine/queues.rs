@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ring::{Desc, Device, MappedVring, Owner};
 
-use super::command::{Command, QueueSetup, Refused, Report, Snapshot};
+use super::command::{Command, QueueSetup, Refused, Report, SessionParamsOf, Snapshot};
 use super::io::Token;
 use super::receiver::Receiver;
 use super::ring_io::{Ring, Slot};
@@ -52,6 +52,14 @@ impl<R: Ring> Engine<R> {
             }
             Command::Adopt(generation, socket, next) => self.adopt(generation, socket, next),
             Command::BulkReady(id) => self.notify(Notice::BulkReady(id)),
+            Command::PeerVmmDead(of) => {
+                if self
+                    .params
+                    .is_some_and(|params| SessionParamsOf::from(&params) == of)
+                {
+                    self.peer_vmm_died();
+                }
+            }
             Command::Snapshot(reply) => {
                 let _ = reply.send(Box::new(self.snapshot()));
             }
@@ -182,6 +190,7 @@ impl<R: Ring> Engine<R> {
         }
         self.generation += 1;
         self.params = Some(params);
+        self.peer_vmm_dead = false;
         self.report(Report::Opened(params));
         Ok(())
     }
