@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod console;
 mod io;
+mod link;
 mod preflight;
 mod vm;
 
