@@ -2,16 +2,14 @@
 //! standard error. Exit code 0 means measured, whatever the figures.
 
 mod heartbeat;
+mod kv_check;
 mod machine;
+mod monotonic;
 mod report;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-
-use machine::Machine;
-use report::{Measure, Report};
 
 /// Why a benchmark could not measure, or what it found broken.
 pub(crate) type Failure = Box<dyn std::error::Error>;
@@ -33,43 +31,22 @@ enum Bench {
     /// A process that joins a session and ticks until it is killed: part of `heartbeat`.
     #[command(hide = true)]
     HeartbeatMember(heartbeat::MemberOptions),
+    /// Checks the answers of a Redis server, over connections that must not break.
+    KvCheck(kv_check::Options),
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let started = Instant::now();
-    let (bench, runs, result) = match arguments.bench {
-        Bench::Heartbeat(options) => ("heartbeat", 1, heartbeat::run(&options)),
-        Bench::HeartbeatMember(options) => return heartbeat::member(&options),
-    };
-    match result {
-        Ok(results) => {
-            print(bench, runs, started, results, arguments.json);
-            ExitCode::SUCCESS
+    let Arguments { bench, json } = Arguments::parse();
+    match bench {
+        Bench::Heartbeat(options) => report::print("heartbeat", json, |report| {
+            heartbeat::run(&options)?
+                .into_iter()
+                .for_each(|measure| report.push(measure));
+            Ok(())
+        }),
+        Bench::HeartbeatMember(options) => heartbeat::member(&options),
+        Bench::KvCheck(options) => {
+            report::print("kv-check", json, |report| kv_check::run(&options, report))
         }
-        Err(failure) => {
-            eprintln!("pollux-bench {bench}: {failure}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn print(bench: &'static str, runs: u64, started: Instant, results: Vec<Measure>, json: bool) {
-    let report = Report {
-        bench,
-        revision: machine::revision(),
-        machine: Machine::here(),
-        runs,
-        seconds: started.elapsed().as_secs_f64(),
-        complete: true,
-        results,
-    };
-    if json {
-        println!(
-            "{}",
-            serde_json::to_string(&report).expect("a report is plain data")
-        );
-    } else {
-        print!("{}", report.table());
     }
 }

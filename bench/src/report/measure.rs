@@ -1,29 +1,13 @@
-//! What a benchmark prints: one JSON object for machines, or a table for people.
+//! One result of a benchmark: a distribution, or a single value.
 //!
-//! The names of results are stable, so that figures can be followed over time. Every baseline is a
-//! result of its own in the same object.
-
-use std::fmt::Write as _;
+//! What was not measured has no figure: an empty distribution has only its `n`, a ratio to 0 is left out.
+#![allow(dead_code)] // parts of it are for benchmarks to come
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::machine::Machine;
-
-/// One run of one benchmark.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    pub(crate) bench: &'static str,
-    pub(crate) revision: String,
-    pub(crate) machine: Machine,
-    pub(crate) runs: u64,
-    pub(crate) seconds: f64,
-    pub(crate) complete: bool,
-    pub(crate) results: Vec<Measure>,
-}
-
-/// One result: a distribution or a single value.
-#[derive(Debug, Default, Serialize)]
+/// See the module.
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Measure {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
@@ -37,7 +21,7 @@ pub(crate) struct Measure {
     pub(crate) p999: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max: Option<f64>,
-    /// Lowest, middle and highest of the runs' medians.
+    /// Lowest, middle and highest of the runs' medians, or of the runs' values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) spread: Option<[f64; 3]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +56,8 @@ impl Measure {
         histogram: &Histogram<u64>,
         by: f64,
     ) -> Self {
-        let at = |quantile| Some(rounded(histogram.value_at_quantile(quantile) as f64 / by));
+        let figure = |ns: u64| (!histogram.is_empty()).then(|| rounded(ns as f64 / by));
+        let at = |quantile| figure(histogram.value_at_quantile(quantile));
         Self {
             name: name.into(),
             unit,
@@ -80,7 +65,7 @@ impl Measure {
             p50: at(0.5),
             p99: at(0.99),
             p999: at(0.999),
-            max: Some(rounded(histogram.max() as f64 / by)),
+            max: figure(histogram.max()),
             ..Self::default()
         }
     }
@@ -92,6 +77,41 @@ impl Measure {
             unit,
             value: Some(rounded(value)),
             ..Self::default()
+        }
+    }
+
+    /// A number of things.
+    pub(crate) fn count(name: impl Into<String>, count: u64) -> Self {
+        Self {
+            // Not rounded: that one of a million is lost must show.
+            value: Some(count as f64),
+            ..Self::value(name, "1", 0.0)
+        }
+    }
+
+    /// The median of one value of each run, and the spread.
+    pub(crate) fn of_runs(name: impl Into<String>, unit: &'static str, runs: &[f64]) -> Self {
+        let spread = spread(runs);
+        Self {
+            name: name.into(),
+            unit,
+            value: spread.map(|s| s[1]),
+            spread,
+            ..Self::default()
+        }
+    }
+
+    /// The distribution over all runs, in microseconds, with the spread of the runs' medians.
+    pub(crate) fn microseconds_of_runs(name: impl Into<String>, runs: &[Histogram<u64>]) -> Self {
+        let mut all = Histogram::new(3).expect("3 digits are legal");
+        let mut medians = Vec::new();
+        for run in runs.iter().filter(|run| !run.is_empty()) {
+            all.add(run).expect("grows as it needs");
+            medians.push(run.value_at_quantile(0.5) as f64 / 1e3);
+        }
+        Self {
+            spread: spread(&medians),
+            ..Self::microseconds(name, &all)
         }
     }
 
@@ -114,10 +134,13 @@ impl Measure {
     }
 }
 
-fn line(columns: &[String; 8]) -> String {
-    let [name, unit, rest @ ..] = columns;
-    let rest: String = rest.iter().map(|c| format!(" {c:>10}")).collect();
-    format!("{name:28} {unit:6}{rest}\n")
+/// Lowest, middle and highest.
+fn spread(values: &[f64]) -> Option<[f64; 3]> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let highest = *sorted.last()?;
+    let middle = sorted[(sorted.len() - 1) / 2];
+    Some([sorted[0], middle, highest].map(rounded))
 }
 
 /// To four significant digits: the rest is noise.
@@ -127,36 +150,6 @@ fn rounded(value: f64) -> f64 {
     }
     let scale = 10_f64.powf(3.0 - value.abs().log10().floor());
     (value * scale).round() / scale
-}
-
-impl Report {
-    /// As a table.
-    pub(crate) fn table(&self) -> String {
-        let mut text =
-            line(&["", "", "n", "p50", "p99", "p99.9", "max", "ratio"].map(str::to_owned));
-        for m in &self.results {
-            let number = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
-            text += &line(&[
-                m.name.clone(),
-                m.unit.to_owned(),
-                m.n.map_or_else(String::new, |n| n.to_string()),
-                number(m.p50.or(m.value)),
-                number(m.p99),
-                number(m.p999),
-                number(m.max),
-                number(m.ratio_p50.or(m.ratio)),
-            ]);
-            if let Some(note) = &m.note {
-                let _ = writeln!(text, "    {note}");
-            }
-        }
-        let _ = writeln!(
-            text,
-            "{} runs, {:.1} s, {}",
-            self.runs, self.seconds, self.revision
-        );
-        text
-    }
 }
 
 #[cfg(test)]
@@ -196,5 +189,40 @@ mod tests {
         assert_eq!(rounded(123_456.0), 123_500.0);
         assert_eq!(rounded(0.001_234_56), 0.001_235);
         assert_eq!(rounded(0.0), 0.0);
+    }
+
+    #[test]
+    fn nothing_measured_gives_no_figures() {
+        let empty = Measure::milliseconds("pause", &histogram(&[]));
+        assert_eq!((empty.n, empty.p50, empty.max), (Some(0), None, None));
+        assert_eq!(Measure::of_runs("x", "us", &[]).value, None);
+        assert_eq!(Measure::of_runs("x", "us", &[]).spread, None);
+    }
+
+    #[test]
+    fn runs_give_their_spread() {
+        let of_runs = Measure::of_runs("x", "MB/s", &[3.0, 1.0, 2.0]);
+        assert_eq!(
+            (of_runs.value, of_runs.spread),
+            (Some(2.0), Some([1.0, 2.0, 3.0]))
+        );
+        let runs = [
+            histogram(&[1_000]),
+            histogram(&[]),
+            histogram(&[3_000, 3_000]),
+        ];
+        let of_runs = Measure::microseconds_of_runs("ack", &runs);
+        assert_eq!(
+            (of_runs.n, of_runs.p50),
+            (Some(3), of_runs.spread.map(|s| s[2]))
+        );
+    }
+
+    #[test]
+    fn counts_are_exact() {
+        assert_eq!(
+            Measure::count("answers", 1_234_567).value,
+            Some(1_234_567.0)
+        );
     }
 }

@@ -1,0 +1,114 @@
+//! What others may know of a check while it runs: counts, long gaps, and a way to end it.
+#![allow(dead_code)] // parts of it are for benchmarks to come
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::monotonic::Moment;
+
+/// A time in which a connection waited and got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Gap {
+    /// Which connection.
+    pub(crate) connection: u16,
+    /// The answer before, or the request if none was on its way then.
+    pub(crate) from: Moment,
+    /// The answer that ended it.
+    pub(crate) to: Moment,
+}
+
+impl Gap {
+    /// How long it was.
+    pub(crate) fn nanoseconds(&self) -> u64 {
+        self.to.since(self.from)
+    }
+}
+
+/// Gaps from this length on are noted, in nanoseconds.
+pub(crate) const NOTED_NS: u64 = 20_000_000;
+/// Gaps kept until someone takes them; the oldest go first.
+pub(crate) const GAPS_KEPT: usize = 1 << 16;
+
+/// See the module. Counts only grow.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    answers: AtomicU64,
+    last_answer: AtomicU64,
+    broken: AtomicU64,
+    lost: AtomicU64,
+    contradictory: AtomicU64,
+    stop: AtomicBool,
+    gaps: Mutex<VecDeque<Gap>>,
+}
+
+impl Live {
+    /// Answers so far.
+    pub(crate) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// When the last answer came.
+    pub(crate) fn last_answer(&self) -> Moment {
+        Moment(self.last_answer.load(Ordering::Relaxed))
+    }
+
+    /// Connections that broke so far.
+    pub(crate) fn broken(&self) -> u64 {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Lost and contradictory, in what has been checked so far.
+    pub(crate) fn findings(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.lost), load(&self.contradictory))
+    }
+
+    /// Ends the check before its time: answers on their way are waited for, and all is checked.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes the noted gaps that have ended so far, in the order of their ends.
+    pub(crate) fn take_gaps(&self) -> Vec<Gap> {
+        let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        gaps.drain(..).collect()
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn answer(&self, at: Moment, gap: Gap) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        self.last_answer.store(at.0, Ordering::Relaxed);
+        if gap.nanoseconds() >= NOTED_NS {
+            let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+            if gaps.len() == GAPS_KEPT {
+                gaps.pop_front();
+            }
+            gaps.push_back(gap);
+        }
+    }
+
+    pub(super) fn break_one(&self) {
+        self.broken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn find(&self, (lost, contradictory): (u64, u64)) {
+        self.lost.store(lost, Ordering::Relaxed);
+        self.contradictory.store(contradictory, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Display for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (lost, contradictory) = self.findings();
+        write!(
+            f,
+            "{} answers, {lost} lost, {contradictory} contradictory, {} connections broken",
+            self.answers(),
+            self.broken()
+        )
+    }
+}
