@@ -8,6 +8,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config_ft::FtOptions;
+
 /// Least memory of a guest, in MiB: a Debian kernel with its initramfs does not start in less.
 pub const MIN_MEMORY_MIB: u64 = 96;
 /// Most memory of a guest, in MiB.
@@ -172,6 +174,10 @@ pub struct File {
     /// The VM.
     #[serde(default)]
     pub vm: VmOptions,
+    /// How it is protected.
+    #[serde(default)]
+    #[expect(dead_code, reason = "the session that it configures is not here yet")]
+    pub ft: FtOptions,
 }
 
 #[cfg(test)]

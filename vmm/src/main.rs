@@ -5,6 +5,11 @@
 mod cli;
 mod commands;
 mod config;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the session that it configures is not here yet")
+)]
+mod config_ft;
 mod console;
 mod io;
 mod link;
