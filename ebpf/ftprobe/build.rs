@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// One object for each part that must be able to fail alone.
-const OBJECTS: [&str; 1] = ["heartbeat"];
+const OBJECTS: [&str; 2] = ["heartbeat", "traffic"];
 
 fn main() -> ExitCode {
     match build() {

@@ -1,4 +1,5 @@
-//! What the eBPF programs and their readers share: the heartbeat packet and the layout of the maps.
+//! What the eBPF programs and their readers share: the heartbeat packet, the layout of the maps, and
+//! histograms.
 //!
 //! The same bytes are read and written in two languages: by the C programs in `ebpf/probes`
 //! (`heartbeat.h` there is the mirror of this crate) and by the userspace prober and responder. A
@@ -6,9 +7,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod histogram;
 pub mod key;
 pub mod maps;
 pub mod packet;
+pub mod traffic;
 
 pub use key::{Key, KeyGeneration, SessionKeys, Side};
 pub use packet::{HEARTBEAT_BYTES, Kind, Opening, PacketError, Reply, ReplyFlags, Request};

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use heartbeat::protocol::{Abilities, ExitWatch, ResponderKind, VERSION};
 use heartbeat::{Responder, ResponderError};
@@ -15,7 +15,9 @@ use crate::causes::with_causes;
 use crate::interface;
 use crate::kernel::{Kernel, KernelConfig, KernelError};
 use crate::server::{Listener, serve};
+use crate::state::State;
 use crate::table::Table;
+use crate::traffic::Traffic;
 use crate::userspace::Userspace;
 
 /// How heartbeats are to be answered.
@@ -75,7 +77,7 @@ pub enum DaemonError {
 pub struct Daemon {
     // Order of drop: nobody is let in any more, then the probes go.
     listener: Listener,
-    table: Arc<Mutex<Table>>,
+    state: Arc<State>,
 }
 
 impl Daemon {
@@ -87,17 +89,26 @@ impl Daemon {
         if !interface::exists(&config.interface) {
             return Err(DaemonError::Interface(config.interface.clone()));
         }
+        if let Some(log) = config
+            .log_interface
+            .as_ref()
+            .filter(|name| !interface::exists(name))
+        {
+            return Err(DaemonError::Interface(log.clone()));
+        }
         let listener = Listener::bind(&config.socket).map_err(|source| DaemonError::Socket {
             path: config.socket.clone(),
             source,
         })?;
-        let table = Arc::new(Mutex::new(Table::new(backend(config)?)));
-        Ok(Self { listener, table })
+        let table = Table::new(backend(config)?);
+        let traffic = config.log_interface.as_deref().and_then(watch_traffic);
+        let state = Arc::new(State::new(table, traffic));
+        Ok(Self { listener, state })
     }
 
-    /// The sessions and counters, for metrics.
-    pub fn table(&self) -> Arc<Mutex<Table>> {
-        Arc::clone(&self.table)
+    /// What it knows, for metrics.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
     }
 
     /// Serves until `stop` becomes readable; then detaches the probes and removes the socket.
@@ -106,7 +117,26 @@ impl Daemon {
     /// [`DaemonError::Wait`].
     pub fn run(self, stop: impl AsFd) -> Result<(), DaemonError> {
         tracing::info!("ready");
-        serve(&self.listener, &self.table, stop).map_err(DaemonError::Wait)
+        serve(&self.listener, &self.state, stop).map_err(DaemonError::Wait)
+    }
+}
+
+/// The probes of the logging channel can be done without.
+fn watch_traffic(interface: &str) -> Option<Traffic> {
+    match Traffic::start(interface) {
+        Ok(traffic) => {
+            tracing::info!(
+                interface,
+                tcp = traffic.knows_tcp(),
+                "the logging channel is watched"
+            );
+            Some(traffic)
+        }
+        Err(error) => {
+            let error = with_causes(&error);
+            tracing::warn!(interface, error, "the logging channel is not watched");
+            None
+        }
     }
 }
 

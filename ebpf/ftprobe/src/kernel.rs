@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::ProgramError;
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use ebpf_events::maps::{
     Counter, DaemonPage, MAX_SESSIONS, SESSION_ENTRY_BYTES, SeenPage, SessionEntry, VmmPage,
@@ -21,7 +20,7 @@ use thiserror::Error;
 
 use crate::backend::{Backend, BackendError};
 use crate::causes::with_causes;
-use crate::objects;
+use crate::objects::{self, ObjectError};
 
 mod attach;
 
@@ -33,26 +32,12 @@ const KERNEL_MINOR_BITS: u32 = 20;
 /// Why no heartbeat program could be put to work.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// The object could not be loaded: no rights, no BTF, an old kernel.
-    #[error("eBPF: {0}")]
-    Load(#[from] EbpfError),
-    /// A program was refused by the verifier or could not be attached.
-    #[error("eBPF program {program}: {source}")]
-    Program {
-        /// Which one.
-        program: &'static str,
-        /// What the kernel said.
-        source: ProgramError,
-    },
+    /// The object or one of its maps.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// None of the ways to attach the responder worked.
     #[error("heartbeats cannot be answered in the kernel: {0}")]
     Attach(String),
-    /// A map is not as expected.
-    #[error("eBPF map: {0}")]
-    Map(#[from] MapError),
-    /// The object is not the one this was written for.
-    #[error("the eBPF object has no {0}")]
-    Missing(&'static str),
     /// This process's PID namespace.
     #[error("/proc/self/ns/pid: {0}")]
     PidNamespace(#[source] io::Error),
@@ -103,7 +88,8 @@ impl Kernel {
             .override_global("heartbeat_port", &config.port, true)
             .override_global("pid_namespace_device", &device, true)
             .override_global("pid_namespace_inode", &inode, true)
-            .load(objects::HEARTBEAT)?;
+            .load(objects::HEARTBEAT)
+            .map_err(ObjectError::from)?;
         let (responder, responder_reason) = attach_responder(&mut object, config)?;
         let departures = worked("stamps of departure", attach_egress(&mut object, config));
         let watches = worked(
@@ -125,12 +111,12 @@ impl Kernel {
         };
         Ok(Self {
             abilities,
-            sessions: HashMap::try_from(map(&mut object, "sessions")?)?,
-            watched: HashMap::try_from(map(&mut object, "watched")?)?,
-            counters: PerCpuArray::try_from(map(&mut object, "counters")?)?,
-            vmm_pages: ArrayOfMaps::try_from(map(&mut object, "vmm_pages")?)?,
-            daemon_pages: ArrayOfMaps::try_from(map(&mut object, "daemon_pages")?)?,
-            seen_pages: ArrayOfMaps::try_from(map(&mut object, "seen_pages")?)?,
+            sessions: taken(&mut object, "sessions")?,
+            watched: taken(&mut object, "watched")?,
+            counters: taken(&mut object, "counters")?,
+            vmm_pages: taken(&mut object, "vmm_pages")?,
+            daemon_pages: taken(&mut object, "daemon_pages")?,
+            seen_pages: taken(&mut object, "seen_pages")?,
             slots: [const { None }; MAX_SESSIONS],
             _object: object,
         })
@@ -211,8 +197,11 @@ impl Backend for Kernel {
     }
 }
 
-fn map(object: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {
-    object.take_map(name).ok_or(KernelError::Missing(name))
+fn taken<M: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, ObjectError> {
+    Ok(M::try_from(objects::map(object, name)?)?)
 }
 
 /// An array of one `T` that processes can map.
@@ -234,7 +223,7 @@ fn pid_namespace() -> io::Result<(u64, u64)> {
 }
 
 /// Turns the failure of a part that can be done without into a warning.
-fn worked(what: &str, result: Result<(), KernelError>) -> bool {
+fn worked(what: &str, result: Result<(), ObjectError>) -> bool {
     if let Err(error) = &result {
         tracing::warn!(error = with_causes(error), "without {what}");
     }

@@ -8,9 +8,11 @@ pub mod causes;
 pub mod daemon;
 mod interface;
 pub mod kernel;
-mod objects;
+pub mod objects;
 pub mod server;
+pub mod state;
 pub mod table;
+pub mod traffic;
 pub mod userspace;
 
 pub use heartbeat::client;

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ftprobe::causes::with_causes;
 use ftprobe::daemon::{Config, Daemon, Mode};
 use heartbeat::Client;
-use heartbeat::protocol::ResponderKind;
+use heartbeat::protocol::{FlowStatus, ResponderKind, SessionStatus};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
@@ -50,8 +50,8 @@ struct Run {
     /// Network interface of the heartbeats; best one that carries nothing else.
     #[arg(long)]
     interface: String,
-    /// Network interface of the logging channel. If it is the same, XDP is left out: it would cost the
-    /// channel most of its throughput.
+    /// Network interface of the logging channel: its traffic is watched. If it is that of the
+    /// heartbeats too, XDP is left out: it would cost the channel most of its throughput.
     #[arg(long)]
     log_interface: Option<String>,
     /// UDP port that heartbeats are answered on.
@@ -151,21 +151,52 @@ fn status(socket: &std::path::Path, json: bool) -> Result<(), AnyError> {
     for (name, count) in &status.counters {
         println!("  {name:16} {count}");
     }
-    for s in &status.sessions {
-        let process = |pid: Option<u32>, dead: bool| match (pid, dead) {
-            (None, _) => "none".to_owned(),
-            (Some(pid), false) => pid.to_string(),
-            (Some(pid), true) => format!("{pid} (exited)"),
-        };
-        println!(
-            "session {} epoch {}: VMM {}, channel daemon {}, answered {}, accepted {}",
-            s.session,
-            s.epoch,
-            process(s.vmm, s.vmm_dead),
-            process(s.daemon, s.daemon_dead),
-            s.answered,
-            s.accepted
-        );
+    for session in &status.sessions {
+        println!("{}", session_line(session));
+    }
+    for flow in &status.flows {
+        println!("{}", flow_line(flow));
+    }
+    if status.traffic_watched && status.flows.is_empty() {
+        println!("no connection of the logging channel seen");
     }
     Ok(())
+}
+
+fn session_line(s: &SessionStatus) -> String {
+    let process = |pid: Option<u32>, dead: bool| match (pid, dead) {
+        (None, _) => "none".to_owned(),
+        (Some(pid), false) => pid.to_string(),
+        (Some(pid), true) => format!("{pid} (exited)"),
+    };
+    format!(
+        "session {:016x} epoch {}: VMM {}, channel daemon {}, answered {}, accepted {}",
+        s.session,
+        s.epoch,
+        process(s.vmm, s.vmm_dead),
+        process(s.daemon, s.daemon_dead),
+        s.answered,
+        s.accepted
+    )
+}
+
+fn flow_line(f: &FlowStatus) -> String {
+    format!(
+        "log {:016x} {} to {}: out {} B in {} packets, in {} B in {} packets, received {}, \
+         replayed {}, ACK p50 {} us p99 {} us of {}, round trip {} us, sent again {}",
+        f.session,
+        f.local,
+        f.remote,
+        f.bytes_out,
+        f.packets_out,
+        f.bytes_in,
+        f.packets_in,
+        f.received,
+        f.replayed,
+        f.ack_p50_ns / 1_000,
+        f.ack_p99_ns / 1_000,
+        f.acks_timed,
+        f.rtt_us,
+        f.retransmits
+    )
 }

@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ebpf_events::{KeyGeneration, SessionKeys};
 use heartbeat::protocol::{Answer, Call, Refusal, RefusalCode, VERSION};
@@ -20,6 +19,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::state::State;
 use crate::table::Table;
 
 /// Connections at a time; more are closed at once.
@@ -83,19 +83,19 @@ struct Connection {
 ///
 /// # Errors
 /// If waiting itself fails; errors of one client only end that client.
-pub fn serve(listener: &Listener, table: &Mutex<Table>, stop: impl AsFd) -> io::Result<()> {
+pub fn serve(listener: &Listener, state: &State, stop: impl AsFd) -> io::Result<()> {
     let mut connections: Vec<Connection> = Vec::new();
     loop {
-        let ready = wait(listener, &connections, table, stop.as_fd())?;
+        let ready = wait(listener, &connections, state, stop.as_fd())?;
         if ready.stop {
             return Ok(());
         }
         if ready.exits {
-            lock(table).reap();
+            state.table().reap();
         }
         let mut spoken = ready.spoken.iter();
         connections.retain_mut(|connection| match spoken.next() {
-            Some(true) => attend(connection, table),
+            Some(true) => attend(connection, state),
             _ => true,
         });
         if ready.arrivals {
@@ -114,11 +114,12 @@ struct Ready {
 fn wait(
     listener: &Listener,
     connections: &[Connection],
-    table: &Mutex<Table>,
+    state: &State,
     stop: BorrowedFd<'_>,
 ) -> io::Result<Ready> {
     // Copies, so that the table is not locked while this waits: a pidfd outlives its session here.
-    let pidfds = lock(table)
+    let pidfds = state
+        .table()
         .pidfds()
         .map(|fd| fd.try_clone_to_owned())
         .collect::<io::Result<Vec<_>>>()?;
@@ -146,10 +147,6 @@ fn wait(
     })
 }
 
-fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn welcome(listener: &Listener, connections: &mut Vec<Connection>) {
     let accepted = accept_with(
         &listener.socket,
@@ -173,7 +170,7 @@ fn welcome(listener: &Listener, connections: &mut Vec<Connection>) {
 }
 
 /// Answers what a client has sent; false if the connection is over.
-fn attend(connection: &mut Connection, table: &Mutex<Table>) -> bool {
+fn attend(connection: &mut Connection, state: &State) -> bool {
     let message = match seqpacket::receive(&connection.socket) {
         Ok(Some(message)) => message,
         Ok(None) => return false,
@@ -183,9 +180,9 @@ fn attend(connection: &mut Connection, table: &Mutex<Table>) -> bool {
             return false;
         }
     };
-    let mut table = lock(table);
+    let mut table = state.table();
     let (answer, descriptors, go_on) = match serde_json::from_slice(&message.bytes) {
-        Ok(call) => match handle(connection, &mut table, call) {
+        Ok(call) => match handle(connection, state, &mut table, call) {
             Ok((answer, descriptors)) => (answer, descriptors, true),
             Err(refusal) => {
                 let fatal = matches!(refusal.code, RefusalCode::Version | RefusalCode::NoHello);
@@ -210,7 +207,12 @@ fn attend(connection: &mut Connection, table: &Mutex<Table>) -> bool {
 
 type Answered<'a> = Result<(Answer, Vec<BorrowedFd<'a>>), Refusal>;
 
-fn handle<'a>(connection: &mut Connection, table: &'a mut Table, call: Call) -> Answered<'a> {
+fn handle<'a>(
+    connection: &mut Connection,
+    state: &State,
+    table: &'a mut Table,
+    call: Call,
+) -> Answered<'a> {
     if let Call::Hello { version } = call {
         return greet(connection, table, version);
     }
@@ -256,7 +258,7 @@ fn handle<'a>(connection: &mut Connection, table: &'a mut Table, call: Call) -> 
         }
         Call::Epoch { session, epoch } => done(table.set_epoch(session, epoch)),
         Call::Close { session } => done(table.close(session)),
-        Call::Status => Ok((Answer::Status(table.status()), Vec::new())),
+        Call::Status => Ok((Answer::Status(state.status_of(table)), Vec::new())),
     }
 }
 

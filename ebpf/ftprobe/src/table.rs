@@ -162,7 +162,7 @@ impl Table {
         }
     }
 
-    /// What is going on.
+    /// What is going on, as far as it is about sessions.
     pub fn status(&self) -> Status {
         let counters = Counter::ALL.iter().zip(self.counters());
         Status {
@@ -173,6 +173,8 @@ impl Table {
                 .iter()
                 .map(|s| self.session_status(s))
                 .collect(),
+            traffic_watched: false,
+            flows: Vec::new(),
         }
     }
 

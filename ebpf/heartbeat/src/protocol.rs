@@ -161,6 +161,45 @@ pub struct Status {
     pub counters: std::collections::BTreeMap<String, u64>,
     /// The open sessions.
     pub sessions: Vec<SessionStatus>,
+    /// Whether the logging channel's interface is watched.
+    #[serde(default)]
+    pub traffic_watched: bool,
+    /// The logging channel's connections.
+    #[serde(default)]
+    pub flows: Vec<FlowStatus>,
+}
+
+/// One connection of the logging channel, as the kernel sees it on its interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowStatus {
+    /// The first eight bytes of the channel's session id, little-endian; 0 before the first frame.
+    pub session: u64,
+    /// This host's end.
+    pub local: std::net::SocketAddr,
+    /// The peer's.
+    pub remote: std::net::SocketAddr,
+    /// Payload bytes towards this host.
+    pub bytes_in: u64,
+    /// Payload bytes from this host.
+    pub bytes_out: u64,
+    /// Packets towards this host.
+    pub packets_in: u64,
+    /// Packets from this host.
+    pub packets_out: u64,
+    /// Highest position that acknowledgements cover.
+    pub received: u64,
+    /// Highest position that they say is replayed.
+    pub replayed: u64,
+    /// Frames whose acknowledgement was timed.
+    pub acks_timed: u64,
+    /// Median of those times, ns, to 25 %.
+    pub ack_p50_ns: u64,
+    /// 99th percentile of those times, ns, to 25 %.
+    pub ack_p99_ns: u64,
+    /// TCP's smoothed round trip, us; 0 if it is not known.
+    pub rtt_us: u64,
+    /// Segments sent again; 0 if it is not known.
+    pub retransmits: u64,
 }
 
 /// One session.

@@ -1,0 +1,70 @@
+//! All that the running daemon knows, for its socket and its metrics.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ebpf_events::traffic::{Flow, FlowKey};
+use heartbeat::protocol::{FlowStatus, Status};
+
+use crate::table::Table;
+use crate::traffic::Traffic;
+
+/// Shared between the thread that serves clients and the one that serves metrics.
+pub struct State {
+    table: Mutex<Table>,
+    traffic: Option<Traffic>,
+}
+
+impl State {
+    /// Of these parts.
+    pub const fn new(table: Table, traffic: Option<Traffic>) -> Self {
+        Self {
+            table: Mutex::new(table),
+            traffic,
+        }
+    }
+
+    /// The sessions. Locked for the time of one call at most.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The flows of the logging channel; none where they are not watched.
+    pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        self.traffic
+            .as_ref()
+            .map(Traffic::flows)
+            .unwrap_or_default()
+    }
+
+    /// What is going on, with the table locked by the caller.
+    pub fn status_of(&self, table: &Table) -> Status {
+        let mut status = table.status();
+        status.traffic_watched = self.traffic.is_some();
+        status.flows = self
+            .flows()
+            .iter()
+            .map(|(key, flow)| flow_status(key, flow))
+            .collect();
+        status
+    }
+}
+
+fn flow_status(key: &FlowKey, flow: &Flow) -> FlowStatus {
+    let latency = &flow.ack_latency;
+    FlowStatus {
+        session: flow.session,
+        local: key.local,
+        remote: key.remote,
+        bytes_in: flow.incoming.bytes,
+        bytes_out: flow.outgoing.bytes,
+        packets_in: flow.incoming.packets,
+        packets_out: flow.outgoing.packets,
+        received: flow.received,
+        replayed: flow.replayed,
+        acks_timed: latency.count,
+        ack_p50_ns: latency.quantile_ns(0.5),
+        ack_p99_ns: latency.quantile_ns(0.99),
+        rtt_us: flow.rtt_us,
+        retransmits: flow.retransmits,
+    }
+}
