@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use devices::{Board, BoardConfig, DiskCache, DiskConfig, NetConfig};
 use guest_kernel::boot::{BootConfig, EntryRegisters, SegmentRegister, write_boot};
 use guest_kernel::{
-    ClockTick, CommandLine, FastBoot, KernelImage, PatchPlan, PlanOptions, QuirkSet, ports,
+    ClockTick, CommandLine, FastBoot, KernelImage, PatchPlan, PlanOptions, QuirkSet, initramfs,
+    ports,
 };
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use hypervisor::probe::{Instruction, WindowPrecision};
@@ -51,6 +52,14 @@ pub enum BootError {
         path: PathBuf,
         /// Why not.
         source: guest_kernel::PlanError,
+    },
+    /// The initial RAM disk cannot be rewritten, and this host needs it.
+    #[error("{path}: {source}")]
+    Initramfs {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: initramfs::Error,
     },
     /// The kernel does not fit into the VM.
     #[error(transparent)]
@@ -112,7 +121,16 @@ pub fn boot(
         path: kernel_path.to_owned(),
         source,
     })?;
-    let initramfs = read(initramfs_path)?;
+    let (initramfs, programs) =
+        initramfs::prepare(read(initramfs_path)?, &quirks(host)).map_err(|source| {
+            BootError::Initramfs {
+                path: initramfs_path.to_owned(),
+                source,
+            }
+        })?;
+    for obstacle in programs.obstacles() {
+        tracing::warn!("the guest may not be deterministic here: {obstacle}");
+    }
     let ram = GuestRam::new(memory_bytes).map_err(hypervisor::Error::Ram)?;
     let loaded = image.load(&plan).map_err(|source| BootError::Plan {
         path: kernel_path.to_owned(),
@@ -130,7 +148,8 @@ pub fn boot(
     tracing::info!(
         kernel = image.release(),
         patches = plan.patches().len(),
-        plan = ?plan.id(),
+        plan = ?plan.id().with_initramfs(&programs.id),
+        programs = %programs,
         "kernel loaded"
     );
     let (vm, mut vcpu) = create(ram, host)?;
@@ -191,17 +210,22 @@ fn plan(
         slow_timer: true,
         paravirtual_pages: false,
     });
-    let quirks = QuirkSet {
-        syscall_keeps_cpl3: host.quirks.needs_syscall_stub(),
-        int3_not_emulated: !host.quirks.runs_in_ring0(Instruction::Int3),
-        x87_not_emulated: !host.quirks.runs_in_ring0(Instruction::Fwait),
-    };
     let options = PlanOptions {
-        quirks,
+        quirks: quirks(host),
         fast_boot,
         allow_unknown_series: options.allow_unknown_kernel,
     };
     guest_kernel::plan(image, &options)
+}
+
+/// The host's quirks that need a change in the guest.
+fn quirks(host: &Host) -> QuirkSet {
+    QuirkSet {
+        syscall_keeps_cpl3: host.quirks.needs_syscall_stub(),
+        int3_not_emulated: !host.quirks.runs_in_ring0(Instruction::Int3),
+        x87_not_emulated: !host.quirks.runs_in_ring0(Instruction::Fwait),
+        cpuid_visible_in_ring3: host.quirks.shows_real_cpuid(),
+    }
 }
 
 fn command_line(options: &VmOptions, host: &Host) -> String {

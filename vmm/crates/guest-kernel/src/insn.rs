@@ -31,6 +31,8 @@ pub enum SensitiveInsn {
     Umwait,
     /// Starts a hardware transaction, which may abort at any time.
     Xbegin,
+    /// Reads which registers are switched.
+    Xgetbv,
 }
 
 impl fmt::Display for SensitiveInsn {
@@ -46,6 +48,7 @@ impl fmt::Display for SensitiveInsn {
             SensitiveInsn::Tpause => "TPAUSE",
             SensitiveInsn::Umwait => "UMWAIT",
             SensitiveInsn::Xbegin => "XBEGIN",
+            SensitiveInsn::Xgetbv => "XGETBV",
         };
         f.write_str(name)
     }
@@ -75,15 +78,15 @@ pub(crate) fn scan(code: &[u8], base: u64) -> Vec<(u64, SensitiveInsn)> {
 }
 
 /// Whether the opcode of a sensitive instruction may be here: `0F 31`, `0F A2`, `0F 33`, `0F 01 F9`,
-/// `0F C7 /6../7`, `0F AE /6` or `C7 F8`.
-fn may_start_one(pair: &[u8]) -> bool {
+/// `0F 01 D0`, `0F C7 /6../7`, `0F AE /6` or `C7 F8`.
+pub(crate) fn may_start_one(pair: &[u8]) -> bool {
     matches!(
         pair,
         [0x0f, 0x31 | 0xa2 | 0x33 | 0x01 | 0xc7 | 0xae] | [0xc7, 0xf8]
     )
 }
 
-fn classify(mnemonic: Mnemonic) -> Option<SensitiveInsn> {
+pub(crate) fn classify(mnemonic: Mnemonic) -> Option<SensitiveInsn> {
     Some(match mnemonic {
         Mnemonic::Rdtsc => SensitiveInsn::Rdtsc,
         Mnemonic::Rdtscp => SensitiveInsn::Rdtscp,
@@ -95,6 +98,7 @@ fn classify(mnemonic: Mnemonic) -> Option<SensitiveInsn> {
         Mnemonic::Tpause => SensitiveInsn::Tpause,
         Mnemonic::Umwait => SensitiveInsn::Umwait,
         Mnemonic::Xbegin => SensitiveInsn::Xbegin,
+        Mnemonic::Xgetbv => SensitiveInsn::Xgetbv,
         _ => return None,
     })
 }
@@ -112,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_recognised() {
-        let cases: [(&[u8], SensitiveInsn); 10] = [
+        let cases: [(&[u8], SensitiveInsn); 11] = [
             (&[0x0f, 0x31], SensitiveInsn::Rdtsc),
             (&[0x0f, 0x01, 0xf9], SensitiveInsn::Rdtscp),
             (&[0x0f, 0xa2], SensitiveInsn::Cpuid),
@@ -123,6 +127,7 @@ mod tests {
             (&[0x66, 0x0f, 0xae, 0xf0], SensitiveInsn::Tpause),
             (&[0xf2, 0x0f, 0xae, 0xf0], SensitiveInsn::Umwait),
             (&[0xc7, 0xf8, 0, 0, 0, 0], SensitiveInsn::Xbegin),
+            (&[0x0f, 0x01, 0xd0], SensitiveInsn::Xgetbv),
         ];
         for (code, insn) in cases {
             assert_eq!(scan(code, 0), [(0, insn)], "{code:02x?}");

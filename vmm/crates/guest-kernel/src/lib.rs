@@ -7,7 +7,8 @@
 //! 3. [`plan()`] lists what has to be rewritten as [`Patch`] values (address, old bytes, new bytes, why);
 //! 4. [`KernelImage::load`] applies a [`PatchPlan`], checking the old bytes again;
 //! 5. [`boot`] writes kernel, initial RAM disk and boot parameters to guest memory and says with which
-//!    register values the vCPU starts; [`CommandLine`] builds the command line.
+//!    register values the vCPU starts; [`CommandLine`] builds the command line;
+//! 6. [`initramfs`] rewrites programs of the initial RAM disk where a host's quirk needs it.
 //!
 //! What always holds: nothing is patched that was not recognised; a kernel of which a part is not
 //! found is refused with the list of what was missed. What the crate does not do: probe the host,
@@ -20,6 +21,7 @@ mod bytes;
 mod cmdline;
 mod error;
 mod image;
+pub mod initramfs;
 mod insn;
 mod kallsyms;
 mod load;

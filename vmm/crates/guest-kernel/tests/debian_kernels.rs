@@ -16,6 +16,7 @@ const EVERYTHING: PlanOptions = PlanOptions {
         syscall_keeps_cpl3: true,
         int3_not_emulated: true,
         x87_not_emulated: true,
+        cpuid_visible_in_ring3: true,
     },
     fast_boot: Some(FastBoot {
         slow_timer: true,

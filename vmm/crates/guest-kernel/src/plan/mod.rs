@@ -16,6 +16,7 @@ mod startup;
 mod stubs;
 mod tables;
 mod timer;
+mod user_cpuid;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,9 @@ pub struct QuirkSet {
     pub int3_not_emulated: bool,
     /// x87 instructions (`FNCLEX`, `EMMS`, `FILD`, `FWAIT`) in ring 0 are not emulated.
     pub x87_not_emulated: bool,
+    /// `CPUID` in ring 3 shows the real processor, and cannot be made to fault. Needs a change in the
+    /// programs too: [`crate::initramfs::prepare`].
+    pub cpuid_visible_in_ring3: bool,
 }
 
 /// How far to shorten the start on a host that emulates ring 0.

@@ -2,7 +2,7 @@
 
 use super::planner::{Planner, Reason};
 use super::skips::{Skip, skip};
-use super::{QuirkSet, stubs};
+use super::{QuirkSet, stubs, user_cpuid};
 use crate::asm::near_branch;
 use crate::error::PlanError;
 use crate::patch::PatchSet;
@@ -17,6 +17,9 @@ const fn reason(why: &'static str) -> Reason {
 pub(super) fn plan(planner: &mut Planner, quirks: &QuirkSet) -> Result<(), PlanError> {
     if quirks.syscall_keeps_cpl3 {
         stubs::enter_syscall(planner)?;
+    }
+    if quirks.cpuid_visible_in_ring3 {
+        user_cpuid::answer_stand_in(planner)?;
     }
     if quirks.int3_not_emulated {
         without_int3(planner)?;

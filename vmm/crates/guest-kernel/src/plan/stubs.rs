@@ -1,9 +1,10 @@
 //! Stubs at exception entries: user-mode RDTSC and CPUID, and SYSCALL that keeps the user's level.
 //!
-//! Both exceptions are entered with the error code on top of the stack, then RIP, CS, RFLAGS, RSP, SS
-//! of the interrupted code, before `swapgs`: the stubs touch no per-CPU data and keep every register.
-//! Interrupts are off. Their entries in 6.1 are `ASM_CLAC` (three NOPs as long as SMAP is hidden),
-//! `cld`, `call error_entry`; a jump to the stub takes that place and the stub ends with the same.
+//! Exceptions are entered with the error code, if they have one, on top of the stack, then RIP, CS,
+//! RFLAGS, RSP, SS of the interrupted code, before `swapgs`: the stubs touch no per-CPU data and keep
+//! every register. Interrupts are off. Their entries in 6.1 are `ASM_CLAC` (three NOPs as long as SMAP
+//! is hidden), `cld`, `push -1` in place of an error code, `call error_entry`; a jump to the stub
+//! takes that place and the stub ends with the same.
 //! The stubs read user memory, so SMAP must be hidden from the guest, and lie outside the entry text,
 //! so page-table isolation must be off (`nopti`).
 
@@ -13,8 +14,25 @@ use crate::error::PlanError;
 use crate::patch::PatchSet;
 use crate::ports;
 
-/// Length of `nop; nop; nop; cld; call error_entry`.
-const ENTRY_BYTES: u64 = 9;
+/// `ASM_CLAC` as it is in the file.
+const CLAC: [u8; 3] = [0x90; 3];
+
+/// Whether the processor pushes an error code.
+#[derive(Clone, Copy)]
+pub(super) enum ErrorCode {
+    Pushed,
+    None,
+}
+
+impl ErrorCode {
+    /// What the entry does between `ASM_CLAC` and `call error_entry`.
+    fn prologue(self) -> &'static [u8] {
+        match self {
+            ErrorCode::Pushed => &[0xfc],           // cld
+            ErrorCode::None => &[0xfc, 0x6a, 0xff], // cld; push -1
+        }
+    }
+}
 
 /// User-mode RDTSC (with CR4.TSD) and CPUID (with CPUID faulting) raise #GP; the stub executes the
 /// port read of the kernel's own patch in their place and returns behind them.
@@ -26,6 +44,7 @@ pub(super) fn trap_user_instructions(planner: &mut Planner) -> Result<(), PlanEr
     detour(
         planner,
         "asm_exc_general_protection",
+        ErrorCode::Pushed,
         reason,
         general_protection,
     )
@@ -41,31 +60,38 @@ pub(super) fn enter_syscall(planner: &mut Planner) -> Result<(), PlanError> {
     let Some(entry) = planner.symbol("entry_SYSCALL_64") else {
         return Ok(());
     };
-    detour(planner, "asm_exc_page_fault", reason, |stub, original| {
-        page_fault(stub, original, entry)
-    })
+    detour(
+        planner,
+        "asm_exc_page_fault",
+        ErrorCode::Pushed,
+        reason,
+        |stub, original| page_fault(stub, original, entry),
+    )
 }
 
 /// Where a stub goes on when the exception is not for it.
 #[derive(Clone, Copy)]
-struct Original {
+pub(super) struct Original {
+    pub(super) error_code: ErrorCode,
     /// `error_entry`.
-    error_entry: u64,
+    pub(super) error_entry: u64,
     /// Behind the replaced code.
-    rest: u64,
+    pub(super) rest: u64,
 }
 
 impl Original {
-    fn continue_in(self, asm: &mut Asm) {
-        asm.raw(&[0xfc]) // cld
+    pub(super) fn continue_in(self, asm: &mut Asm) {
+        asm.raw(self.error_code.prologue())
             .call(self.error_entry)
             .jmp(self.rest);
     }
 }
 
-fn detour(
+/// Makes the entry of an exception jump to the stub that `build` makes for an address.
+pub(super) fn detour(
     planner: &mut Planner,
     entry_symbol: &str,
+    error_code: ErrorCode,
     reason: Reason,
     build: impl FnOnce(u64, Original) -> Vec<u8>,
 ) -> Result<(), PlanError> {
@@ -73,15 +99,18 @@ fn detour(
     let (Some(entry), Some(error_entry)) = symbols else {
         return Ok(());
     };
+    let before_call = [&CLAC[..], error_code.prologue()].concat();
+    let call_at = entry + before_call.len() as u64;
+    let call = near_branch(0xe8, call_at, error_entry);
     let original = Original {
+        error_code,
         error_entry,
-        rest: entry + ENTRY_BYTES,
+        rest: call_at + call.len() as u64,
     };
     let Some(stub) = planner.stub(reason, |stub| build(stub, original))? else {
         return Ok(());
     };
-    let mut old = vec![0x90, 0x90, 0x90, 0xfc];
-    old.extend(near_branch(0xe8, entry + 4, error_entry));
+    let old = [&before_call[..], &call].concat();
     let mut new = near_branch(0xe9, entry, stub).to_vec();
     new.resize(old.len(), 0xcc);
     planner.replace(entry, &old, &new, reason)
@@ -152,6 +181,7 @@ mod tests {
     }
 
     const ORIGINAL: Original = Original {
+        error_code: ErrorCode::Pushed,
         error_entry: 0xffff_ffff_8180_0000,
         rest: 0xffff_ffff_8170_0009,
     };

@@ -126,14 +126,16 @@ impl Quirks {
     }
 
     /// Whether programs see the real processor: neither the table nor a fault can prevent it.
-    /// Then they are deterministic only as long as the vCPU stays on one CPU, and both hosts of a
-    /// pair must offer the same processor.
+    /// Then CPUID has to be rewritten in them, which is done for those of the initial RAM disk. Others
+    /// are deterministic only as long as the vCPU stays on one CPU, and both hosts of a pair offer the
+    /// same processor.
     #[must_use]
     pub fn shows_real_cpuid(&self) -> bool {
         self.needs_cpuid_fault() && !self.cpuid_faults
     }
 
-    /// Why a guest cannot be made deterministic here; empty if it can.
+    /// Why a guest cannot be made deterministic here; empty if it can. What depends on its programs is
+    /// no obstacle: see [`Self::shows_real_cpuid`] and [`Self::hidden_but_usable`].
     #[must_use]
     pub fn obstacles(&self) -> Vec<&'static str> {
         let found = [
