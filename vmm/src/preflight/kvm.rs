@@ -218,10 +218,12 @@ fn cpuid(quirks: &Quirks) -> Finding {
             AREA,
             NAME,
             "shows the real processor, and cannot be made to fault",
-            "programs see features that the guest's kernel does not support, and which CPU they \
-             run on: a replica on another CPU diverges where they keep that",
-            "keep the vCPU on one CPU of the same number on both hosts, with the same processor \
-             in both",
+            "Pollux rewrites it in the programs of the initial RAM disk; others, from a disk or the \
+             network, see features that the guest's kernel does not support, and which CPU they run \
+             on: a replica on another CPU diverges where they keep that, and the comparison of digests \
+             finds it",
+            "put the programs into the initial RAM disk, or keep the vCPU on one CPU of the same \
+             number on both hosts, with the same processor in both",
         );
     }
     if quirks.needs_cpuid_fault() {
@@ -273,11 +275,10 @@ fn avx(quirks: &Quirks) -> Finding {
         return Finding::warn(
             AREA,
             NAME,
-            "can be executed, and CPUID shows it to programs",
-            "the guest's kernel does not switch the AVX registers, so programs that use them spoil \
-             each other's",
-            "keep programs from using it: GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,... \
-             in the guest's init",
+            "can be executed, and CPUID shows it to programs that are not in the initial RAM disk",
+            "the guest's kernel does not switch the AVX registers, so those programs spoil each \
+             other's if they use them",
+            "put the programs and their C library into the initial RAM disk",
         );
     }
     Finding::ok(
