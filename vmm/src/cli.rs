@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::VmOptions;
+use crate::config_ft::FtOptions;
 use crate::preflight::PreflightArgs;
 
 /// Runs virtual machines that survive the loss of their host.
@@ -56,8 +57,12 @@ pub enum Command {
     Record(RecordOptions),
     /// Run a recording again and compare every register and every output with it
     Replay(ReplayOptions),
+    /// Boot a VM, wait for a text on its console, and write a snapshot of it
+    Snapshot(SnapshotOptions),
     /// Go on with a VM from a snapshot
     Restore(RestoreOptions),
+    /// Wait for work: take over a protected VM when its primary is lost
+    Standby(StandbyOptions),
     /// Look into what this host can do, and what to do about what it cannot
     Preflight(PreflightArgs),
     /// Look into a log
@@ -74,17 +79,46 @@ pub struct RunOptions {
     /// The VM
     #[command(flatten)]
     pub vm: VmOptions,
-    /// Write a snapshot to this directory once the console has shown the text of --snapshot-at, and end
+    /// Go on from this snapshot instead of booting
     #[arg(long, value_name = "DIR")]
-    pub snapshot: Option<PathBuf>,
-    /// Text on the console that triggers --snapshot
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "READY",
-        requires = "snapshot"
-    )]
-    pub snapshot_at: String,
+    pub from_snapshot: Option<PathBuf>,
+    /// Protection
+    #[command(flatten)]
+    pub ft: FtOptions,
+}
+
+/// Options of `snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotOptions {
+    /// Snapshot to write: a directory
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Text on the console to wait for
+    #[arg(long, value_name = "TEXT", default_value = "READY")]
+    pub at: String,
+    /// How long to wait for it, in s
+    #[arg(long, value_name = "S", default_value_t = 600)]
+    pub timeout_s: u64,
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The VM
+    #[command(flatten)]
+    pub vm: VmOptions,
+}
+
+/// Options of `standby`.
+#[derive(Debug, Args)]
+pub struct StandbyOptions {
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The VM's devices on this host
+    #[command(flatten)]
+    pub vm: VmOptions,
+    /// Protection
+    #[command(flatten)]
+    pub ft: FtOptions,
 }
 
 /// Options of `record`.
@@ -93,15 +127,18 @@ pub struct RecordOptions {
     /// Recording to write: a directory, `.incomplete` until it is closed in order
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Start from this snapshot instead of booting
-    #[arg(long, value_name = "DIR")]
-    pub snapshot: Option<PathBuf>,
     /// Kick the vCPU at random moments, to show that the recording does not depend on it
     #[arg(long)]
     pub disturb: bool,
+    /// Go on from this snapshot instead of booting
+    #[arg(long, value_name = "DIR")]
+    pub from_snapshot: Option<PathBuf>,
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The VM
     #[command(flatten)]
-    pub run: RunOptions,
+    pub vm: VmOptions,
 }
 
 /// Options of `replay`.

@@ -5,15 +5,12 @@
 mod cli;
 mod commands;
 mod config;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the session that it configures is not here yet")
-)]
 mod config_ft;
 mod console;
 mod io;
 mod link;
 mod preflight;
+mod session;
 mod vm;
 
 use std::process::ExitCode;

@@ -161,8 +161,8 @@ impl Channel {
         let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
         if old.is_some() {
             wire.command(&Command::Close)?;
-            wire.stop_queues()?;
         }
+        wire.stop_queues()?;
         wire.hand_over(&memory, &self.inner.event_queue)?;
         wire.command(&Command::Open(params))?;
         let session = memory.parts(log);

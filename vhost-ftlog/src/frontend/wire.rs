@@ -25,6 +25,8 @@ use crate::daemon::control::{FEATURES, protocol_features};
 pub(super) struct Wire {
     frontend: Frontend,
     socket: UnixStream,
+    /// A session's queues were handed over and not taken back.
+    queues_run: bool,
 }
 
 fn vhost(what: &'static str) -> impl FnOnce(vhost::Error) -> Error {
@@ -72,6 +74,7 @@ impl Wire {
         let mut this = Self {
             frontend,
             socket: kept,
+            queues_run: false,
         };
         this.identity()?;
         Ok(this)
@@ -131,8 +134,12 @@ impl Wire {
         Ok(TcpStream::from(OwnedFd::from(file)))
     }
 
-    /// Takes the queues of the last session back.
+    /// Takes the queues of the last session back, if they still run: a session that was closed leaves
+    /// them to the daemon.
     pub(super) fn stop_queues(&mut self) -> Result<(), Error> {
+        if !std::mem::take(&mut self.queues_run) {
+            return Ok(());
+        }
         for index in 0..QUEUES {
             self.frontend
                 .get_vring_base(index)
@@ -147,6 +154,7 @@ impl Wire {
         memory: &SessionMemory,
         event_queue: &QueueEvents,
     ) -> Result<(), Error> {
+        self.queues_run = true;
         let base = memory.mapping.as_ptr() as u64;
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,

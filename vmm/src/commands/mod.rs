@@ -1,10 +1,12 @@
 //! The commands of the `pollux` program.
 
 mod log;
+mod protect;
 mod record;
 mod replay;
 mod run;
 mod signals;
+mod snapshot;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -20,9 +22,12 @@ pub type Outcome = Result<ExitCode, Box<dyn Error>>;
 /// Whatever it says.
 pub fn run(command: Command) -> Outcome {
     match command {
+        Command::Run(options) if options.ft.is_given() => protect::protect(options),
         Command::Run(options) => run::run(options),
+        Command::Standby(options) => protect::standby(options),
         Command::Record(options) => record::record(options),
         Command::Replay(options) => replay::replay(&options),
+        Command::Snapshot(options) => snapshot::snapshot(options),
         Command::Restore(options) => run::restore(&options),
         Command::Preflight(options) => Ok(crate::preflight::run(options)),
         Command::Log(command) => log::log(&command),

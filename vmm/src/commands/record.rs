@@ -6,7 +6,7 @@ use hypervisor::Vcpu;
 use replay::RecordingWriter;
 
 use super::Outcome;
-use super::run::{backends, merged, tell};
+use super::run::{disk, merged, others, tell};
 use super::signals::stop_on_signal;
 use crate::cli::RecordOptions;
 use crate::vm::{self, SnapshotMeta};
@@ -16,14 +16,15 @@ use crate::vm::{self, SnapshotMeta};
 /// # Errors
 /// It cannot be made, run or written. What was recorded stays as an incomplete recording.
 pub fn record(options: RecordOptions) -> Outcome {
-    let vm = merged(options.run.vm, options.run.config.as_deref())?;
+    let vm = merged(options.vm, options.config.as_deref())?;
     let host = vm::probe_host()?;
     let writer = RecordingWriter::create(&options.out)?;
-    let backends = backends(&vm)?;
-    let mut machine = match &options.snapshot {
+    let disk = disk(&vm)?;
+    let mut machine = match &options.from_snapshot {
         Some(dir) => vm::load_snapshot(dir, &host)?.0,
-        None => vm::boot(&vm, &host, backends.disk.as_ref())?,
+        None => vm::boot(&vm, &host, disk.as_ref())?,
     };
+    let backends = others(&vm, disk)?;
     let state = machine
         .save()?
         .expect("a machine that has not run is at rest");

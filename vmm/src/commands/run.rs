@@ -10,7 +10,7 @@ use super::signals::stop_on_signal;
 use crate::cli::{RestoreOptions, RunOptions};
 use crate::config::{self, VmOptions};
 use crate::console::Console;
-use crate::io::{Disk, DiskMode, Tap};
+use crate::io::{Disk, DiskMode, Storage, Tap};
 use crate::vm::{self, Backends, Ended};
 
 /// Boots a VM and runs it to its end.
@@ -20,8 +20,12 @@ use crate::vm::{self, Backends, Ended};
 pub fn run(options: RunOptions) -> Outcome {
     let vm = merged(options.vm, options.config.as_deref())?;
     let host = vm::probe_host()?;
-    let backends = backends(&vm)?;
-    let machine = vm::boot(&vm, &host, backends.disk.as_ref())?;
+    let disk = disk(&vm)?;
+    let machine = match &options.from_snapshot {
+        Some(dir) => vm::load_snapshot(dir, &host)?.0,
+        None => vm::boot(&vm, &host, disk.as_ref())?,
+    };
+    let backends = others(&vm, disk)?;
     let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
@@ -41,10 +45,11 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
     let mut vm = options.vm.clone();
     vm.disk = vm.disk.or_else(|| meta.disk_path.clone());
     vm.tap = vm.tap.or_else(|| meta.tap.clone());
-    let backends = backends(&vm)?;
-    if let (Some(disk), Some(identity)) = (&backends.disk, &meta.disk) {
+    let disk = disk(&vm)?;
+    if let (Some(disk), Some(identity)) = (&disk, &meta.disk) {
         disk.check_identity(identity)?;
     }
+    let backends = others(&vm, disk)?;
     let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
@@ -68,19 +73,34 @@ pub fn merged(vm: VmOptions, file: Option<&Path>) -> Result<VmOptions, config::C
 /// # Errors
 /// One cannot be opened.
 pub fn backends(vm: &VmOptions) -> Result<Backends, Box<dyn std::error::Error>> {
-    let tap = vm.tap.as_deref().map(Tap::open).transpose()?;
-    let disk = vm
-        .disk
+    let disk = disk(vm)?;
+    others(vm, disk)
+}
+
+/// Opens the VM's disk.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn disk(vm: &VmOptions) -> Result<Option<Disk>, crate::io::DiskError> {
+    vm.disk
         .as_deref()
         .map(|path| Disk::open(path, DiskMode::Cached))
-        .transpose()?;
+        .transpose()
+}
+
+/// Opens the files behind the VM's other devices.
+///
+/// # Errors
+/// One cannot be opened.
+pub fn others(vm: &VmOptions, disk: Option<Disk>) -> Result<Backends, Box<dyn std::error::Error>> {
+    let tap = vm.tap.as_deref().map(Tap::open).transpose()?;
     let console = match &vm.console {
         Some(path) => Console::file(path)?,
         None => Console::stdio()?,
     };
     Ok(Backends {
         tap,
-        disk,
+        disk: disk.map(Storage::new),
         console: Some(console),
     })
 }

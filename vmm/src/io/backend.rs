@@ -4,9 +4,9 @@
 //! sleep. An operation that fails because the storage or the link is away stays outstanding and is
 //! tried again; only errors of the medium reach the guest.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
@@ -14,14 +14,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::{DiskStatus, Effect, Input, NetOffloads, RequestId};
-use format::Seq;
+use format::{Seq, SessionId};
+use ft::{ClockGap, GateMode};
 use thiserror::Error;
+use vhost_ftlog::frontend::Acks;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::buffer::Buffer;
-use super::disk::{Disk, SECTOR_LEN};
-use super::gate::{Acks, Gate, GateStats};
+use super::gate::{Gate, GateStats, TICK};
 use super::ring::{Call, Done, Ring};
+use super::storage::{Piece, Storage};
 use super::tap::{MAX_FRAME_LEN, Tap};
 use crate::console::{Console, Typed};
 
@@ -29,6 +31,8 @@ use crate::console::{Console, Typed};
 const MAX_NET_WAITING: usize = 256;
 /// Effects that the gate holds at the most; then the vCPU waits.
 const MAX_HELD: usize = 4096;
+/// Pause before a request that the storage did not take is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Bytes of one console read.
 const CONSOLE_READ_LEN: usize = 256;
 
@@ -51,11 +55,11 @@ pub struct IoConfig {
     /// The network.
     pub tap: Option<Tap>,
     /// The disk.
-    pub disk: Option<Disk>,
+    pub disk: Option<Storage>,
     /// The console.
     pub console: Option<Console>,
-    /// How far the log is acknowledged.
-    pub acks: Acks,
+    /// The mode that the gate begins with.
+    pub gate: GateMode,
     /// Takes inputs to the vCPU's thread.
     pub deliver: Box<dyn Fn(Delivery) + Send>,
 }
@@ -65,12 +69,25 @@ pub struct IoConfig {
 pub enum Delivery {
     /// An input for the guest.
     Input(Input),
+    /// The quarantined sectors are in the image.
+    Folded,
+    /// The gate holds for this session; no effect of an append at or above the position was released
+    /// unheld.
+    GateHolds(SessionId, Seq),
+    /// The gate did not run for longer than the peer waits, and has shut itself.
+    GateGap(ClockGap),
     /// The person at the console wants to leave.
     Quit,
 }
 
 enum ToIo {
     Emit(Effect, Option<Seq>),
+    Gate(GateMode),
+    Fold,
+    Unquarantine,
+    Announce(Effect),
+    Watch(SessionId, Acks),
+    Unwatch,
     Discard,
     Stop,
 }
@@ -119,6 +136,37 @@ impl IoHandle {
                 .write(1)
                 .expect("an eventfd takes far more wake-ups than there are");
         }
+    }
+
+    /// Sets the gate's mode; where it then holds, [`Delivery::GateHolds`] answers.
+    pub fn set_gate(&self, mode: GateMode) {
+        self.send(ToIo::Gate(mode));
+    }
+
+    /// Sends a frame that is no output of the guest, while the gate is not shut.
+    pub fn announce(&self, frame: Effect) {
+        self.send(ToIo::Announce(frame));
+    }
+
+    /// Copies the quarantined sectors into the image, while the guest's writes to them wait:
+    /// [`Delivery::Folded`] answers.
+    pub fn fold(&self) {
+        self.send(ToIo::Fold);
+    }
+
+    /// The quarantine is over; writes that waited go on.
+    pub fn unquarantine(&self) {
+        self.send(ToIo::Unquarantine);
+    }
+
+    /// From now on acknowledgements of `session` count.
+    pub fn watch(&self, session: SessionId, acks: Acks) {
+        self.send(ToIo::Watch(session, acks));
+    }
+
+    /// No acknowledgement counts any more.
+    pub fn unwatch(&self) {
+        self.send(ToIo::Unwatch);
     }
 
     /// Drops what the gate holds.
@@ -207,17 +255,48 @@ pub fn spawn(config: IoConfig) -> Result<IoThread, IoError> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tag {
     Wake,
+    Ack(RawFd),
     TapRead,
     TapWrite,
-    DiskRead(RequestId, u64),
-    DiskWrite(RequestId, u64),
+    Disk(RequestId, Part),
     DiskFlush(RequestId),
     ConsoleRead,
     ConsoleWrite,
 }
 
+/// A part of a disk request: where it is, for another try, and where in the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    fd: RawFd,
+    at: u64,
+    offset: usize,
+    write: bool,
+}
+
+impl Part {
+    fn call(&self) -> Call {
+        if self.write {
+            Call::WriteAt(self.fd, self.at)
+        } else {
+            Call::ReadAt(self.fd, self.at)
+        }
+    }
+}
+
+/// A disk request whose parts are under way.
+struct Pending {
+    parts: usize,
+    /// What was read.
+    data: Vec<u8>,
+    status: DiskStatus,
+}
+
 struct Backend {
     config: IoConfig,
+    disk: BTreeMap<RequestId, Pending>,
+    /// Writes to quarantined sectors wait here while those are folded back.
+    folding: bool,
+    parked: Vec<Effect>,
     ring: Ring<Tag>,
     receive: Receiver<ToIo>,
     shared: Arc<Shared>,
@@ -235,9 +314,12 @@ impl Backend {
         receive: Receiver<ToIo>,
         shared: Arc<Shared>,
     ) -> Self {
-        let gate = Gate::new(config.acks.clone());
+        let gate = Gate::new(config.gate);
         Self {
             config,
+            disk: BTreeMap::new(),
+            folding: false,
+            parked: Vec::new(),
             ring,
             receive,
             shared,
@@ -280,7 +362,12 @@ impl Backend {
 
     /// Nothing of the guest's output is on its way any more.
     fn is_idle(&self) -> bool {
-        let output = |tag: &Tag| !matches!(tag, Tag::Wake | Tag::TapRead | Tag::ConsoleRead);
+        let output = |tag: &Tag| {
+            !matches!(
+                tag,
+                Tag::Wake | Tag::Ack(_) | Tag::TapRead | Tag::ConsoleRead
+            )
+        };
         self.ring.count(output) == 0 && self.console_out.is_empty()
     }
 
@@ -288,7 +375,12 @@ impl Backend {
     fn sleep(&mut self) -> io::Result<()> {
         self.shared.sleeping.store(true, Ordering::SeqCst);
         let work = self.shared.held.load(Ordering::SeqCst) > self.gate.len();
-        self.ring.wait(usize::from(!work && !self.stopping_now()))?;
+        let wait = usize::from(!work && !self.gate.arm() && !self.stopping_now());
+        if self.gate.holds() {
+            self.ring.wait_for(wait, TICK)?;
+        } else {
+            self.ring.wait(wait)?;
+        }
         self.shared.sleeping.store(false, Ordering::SeqCst);
         Ok(())
     }
@@ -300,7 +392,28 @@ impl Backend {
     fn take_messages(&mut self) -> io::Result<()> {
         loop {
             match self.receive.try_recv() {
-                Ok(ToIo::Emit(effect, after)) => self.gate.hold(effect, after),
+                Ok(ToIo::Emit(effect, after)) if acts_on_world(&effect) => {
+                    self.gate.hold(effect, after);
+                }
+                Ok(ToIo::Emit(effect, _)) => {
+                    self.shared.held.fetch_sub(1, Ordering::Relaxed);
+                    self.start(effect)?;
+                }
+                Ok(ToIo::Gate(mode)) => {
+                    let at = self.gate.set_mode(mode);
+                    if let GateMode::Holding(session) = mode {
+                        (self.config.deliver)(Delivery::GateHolds(session, at));
+                    }
+                }
+                Ok(ToIo::Fold) => self.fold(),
+                Ok(ToIo::Unquarantine) => self.unquarantine()?,
+                Ok(ToIo::Announce(frame)) if self.gate.is_shut() => drop(frame),
+                Ok(ToIo::Announce(frame)) => self.start(frame)?,
+                Ok(ToIo::Watch(session, acks)) => {
+                    self.gate.watch(session, acks);
+                    self.poll_acks()?;
+                }
+                Ok(ToIo::Unwatch) => self.gate.unwatch(),
                 Ok(ToIo::Discard) => {
                     let dropped = self.gate.discard();
                     self.shared.held.fetch_sub(dropped, Ordering::Relaxed);
@@ -315,55 +428,134 @@ impl Backend {
     }
 
     fn release(&mut self) -> io::Result<()> {
-        while let Some(effect) = self.gate.release() {
-            self.shared.held.fetch_sub(1, Ordering::Relaxed);
-            self.start(effect)?;
+        loop {
+            match self.gate.release() {
+                Ok(Some(effect)) => {
+                    self.shared.held.fetch_sub(1, Ordering::Relaxed);
+                    self.start(effect)?;
+                }
+                Ok(None) => break,
+                Err(gap) => {
+                    (self.config.deliver)(Delivery::GateGap(gap));
+                    break;
+                }
+            }
         }
         *self.shared.stats.lock().expect("nobody panics with it") = self.gate.stats();
         self.write_console()
     }
 
     fn start(&mut self, effect: Effect) -> io::Result<()> {
-        let tap = self.config.tap.as_ref().map(Tap::fd);
-        let disk = self.config.disk.as_ref().map(Disk::fd);
-        match (effect, tap, disk) {
-            (Effect::NetTx(frame), Some(tap), _) => {
-                self.ring
-                    .push(Tag::TapWrite, Call::Write(tap), Buffer::of(&frame))
-            }
-            (Effect::ConsoleTx(byte), ..) => {
+        match effect {
+            Effect::NetTx(frame) => match self.config.tap.as_ref().map(Tap::fd) {
+                Some(tap) => self
+                    .ring
+                    .push(Tag::TapWrite, Call::Write(tap), Buffer::of(&frame)),
+                None => Ok(()),
+            },
+            Effect::ConsoleTx(byte) => {
                 self.console_out.push_back(byte);
                 Ok(())
             }
-            (Effect::NetOffloads(offloads), ..) => {
+            Effect::NetOffloads(offloads) => {
                 self.set_offloads(offloads);
                 Ok(())
             }
-            (Effect::DiskRead { id, sector, len }, _, Some(disk)) => {
-                let at = sector * SECTOR_LEN;
-                let buffer = Buffer::zeroed(len as usize);
-                self.ring
-                    .push(Tag::DiskRead(id, at), Call::ReadAt(disk, at), buffer)
+            Effect::DiskRead { .. } | Effect::DiskWrite { .. } | Effect::DiskFlush { .. } => {
+                self.start_disk(effect)
             }
-            (Effect::DiskWrite { id, sector, data }, _, Some(disk)) => {
-                let at = sector * SECTOR_LEN;
-                let buffer = Buffer::of(&data);
-                self.ring
-                    .push(Tag::DiskWrite(id, at), Call::WriteAt(disk, at), buffer)
-            }
-            (Effect::DiskFlush { id }, _, Some(disk)) => {
-                self.ring
-                    .push(Tag::DiskFlush(id), Call::Sync(disk), Buffer::zeroed(0))
-            }
-            (Effect::NetTx(_), None, _) => Ok(()),
-            (Effect::DiskRead { id, .. }, ..)
-            | (Effect::DiskWrite { id, .. }, ..)
-            | (Effect::DiskFlush { id }, ..) => {
+            Effect::EntropyWanted { .. } | Effect::PowerOff | Effect::Reset => Ok(()),
+        }
+    }
+
+    fn start_disk(&mut self, effect: Effect) -> io::Result<()> {
+        let Some(storage) = &self.config.disk else {
+            if let Some(id) = effect.request() {
                 self.disk_done(id, DiskStatus::MediumError, Vec::new());
+            }
+            return Ok(());
+        };
+        match effect {
+            Effect::DiskRead { id, sector, len } => {
+                let pieces = storage.pieces(sector, len as usize);
+                self.disk_parts(id, &pieces, len as usize, None)
+            }
+            Effect::DiskWrite {
+                sector, ref data, ..
+            } if self.folding && storage.touches(sector, data.len()) => {
+                self.parked.push(effect);
                 Ok(())
             }
-            (Effect::EntropyWanted { .. } | Effect::PowerOff | Effect::Reset, ..) => Ok(()),
+            Effect::DiskWrite { id, sector, data } => {
+                let pieces = storage.pieces(sector, data.len());
+                self.disk_parts(id, &pieces, 0, Some(&data))
+            }
+            Effect::DiskFlush { id } => self.ring.push(
+                Tag::DiskFlush(id),
+                Call::Sync(storage.fd()),
+                Buffer::zeroed(0),
+            ),
+            _ => Ok(()),
         }
+    }
+
+    /// Starts the parts of a request; it is done when all of them are.
+    fn disk_parts(
+        &mut self,
+        id: RequestId,
+        pieces: &[Piece],
+        read_len: usize,
+        write: Option<&[u8]>,
+    ) -> io::Result<()> {
+        let (parts, status) = (pieces.len(), DiskStatus::Ok);
+        self.disk.insert(
+            id,
+            Pending {
+                parts,
+                data: vec![0; read_len],
+                status,
+            },
+        );
+        for piece in pieces {
+            let Piece {
+                fd,
+                at,
+                offset,
+                len,
+            } = *piece;
+            let part = Part {
+                fd,
+                at,
+                offset,
+                write: write.is_some(),
+            };
+            let buffer = match write {
+                Some(data) => Buffer::of(&data[offset..offset + len]),
+                None => Buffer::zeroed(len),
+            };
+            self.ring.push(Tag::Disk(id, part), part.call(), buffer)?;
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self) {
+        self.folding = true;
+        let folded = self.config.disk.as_ref().map_or(Ok(()), Storage::fold);
+        match folded {
+            Ok(()) => (self.config.deliver)(Delivery::Folded),
+            // The protocol asks again; until then the guest's writes to these sectors wait.
+            Err(error) => tracing::error!(%error, "side files cannot be folded back"),
+        }
+    }
+
+    fn unquarantine(&mut self) -> io::Result<()> {
+        self.folding = false;
+        if let Some(storage) = &mut self.config.disk {
+            storage.release();
+        }
+        std::mem::take(&mut self.parked)
+            .into_iter()
+            .try_for_each(|effect| self.start(effect))
     }
 
     fn set_offloads(&self, offloads: NetOffloads) {
@@ -390,6 +582,15 @@ impl Backend {
         )
     }
 
+    /// Wakes this thread when an acknowledgement comes.
+    fn poll_acks(&mut self) -> io::Result<()> {
+        let Some(signal) = self.gate.signal() else {
+            return Ok(());
+        };
+        self.ring
+            .push(Tag::Ack(signal), Call::Poll(signal), Buffer::zeroed(0))
+    }
+
     fn read_tap(&mut self) -> io::Result<()> {
         let room = self.shared.net_waiting.load(Ordering::Acquire) < MAX_NET_WAITING;
         match &self.config.tap {
@@ -410,6 +611,9 @@ impl Backend {
                 let _ = self.shared.wake.read();
                 self.ring.push(Tag::Wake, Call::Poll(wake), done.buffer)
             }
+            // A signal of a session that is over is polled no more.
+            Tag::Ack(signal) if self.gate.signal() == Some(signal) => self.poll_acks(),
+            Tag::Ack(_) => Ok(()),
             Tag::TapRead => {
                 self.tap_reading = false;
                 match done.result {
@@ -424,9 +628,8 @@ impl Backend {
                 }
                 Ok(())
             }
-            Tag::DiskRead(id, at) => self.disk_ended(done, id, Some(at), false),
-            Tag::DiskWrite(id, at) => self.disk_ended(done, id, Some(at), true),
-            Tag::DiskFlush(id) => self.disk_ended(done, id, None, false),
+            Tag::Disk(id, part) => self.disk_ended(id, part, done),
+            Tag::DiskFlush(id) => self.flushed(id, done),
             Tag::ConsoleRead => self.typed(done),
             Tag::ConsoleWrite => self.console_written(done),
         }
@@ -445,53 +648,57 @@ impl Backend {
         self.deliver(Input::DiskDone { id, status, data });
     }
 
-    /// A disk request has ended on the host: completes it, or tries it again where the storage, not
-    /// the medium, failed.
-    fn disk_ended(
-        &mut self,
-        done: Done<Tag>,
-        id: RequestId,
-        at: Option<u64>,
-        write: bool,
-    ) -> io::Result<()> {
-        let Done {
-            tag,
-            buffer,
-            result,
-        } = done;
-        let short = |len: usize| at.is_some() && len != buffer.len();
-        match result {
-            Ok(len) if short(len) => {
-                tracing::error!(?id, len, wanted = buffer.len(), "short disk transfer");
-                self.disk_done(id, DiskStatus::MediumError, Vec::new());
-            }
-            Ok(_) => {
-                let data = if write { Vec::new() } else { buffer.to_vec() };
-                self.disk_done(id, DiskStatus::Ok, data);
-            }
+    /// A part of a disk request has ended on the host: completes the request with its last one, or
+    /// tries the part again where the storage, not the medium, failed.
+    fn disk_ended(&mut self, id: RequestId, part: Part, done: Done<Tag>) -> io::Result<()> {
+        let Done { buffer, result, .. } = done;
+        let failed = match result {
+            Ok(len) if len == buffer.len() => None,
+            Ok(len) => Some(io::Error::other(format!("{len} of {} bytes", buffer.len()))),
             Err(error) if is_transport(&error) && !self.stopping => {
                 tracing::warn!(%error, ?id, "storage is away; the request stays outstanding");
-                std::thread::sleep(Duration::from_millis(10));
-                return self.retry(tag, at, write, buffer);
+                std::thread::sleep(RETRY_PAUSE);
+                return self.ring.push(Tag::Disk(id, part), part.call(), buffer);
             }
-            Err(error) => {
-                tracing::error!(%error, ?id, "disk error");
-                self.disk_done(id, DiskStatus::MediumError, Vec::new());
-            }
+            Err(error) => Some(error),
+        };
+        let Some(pending) = self.disk.get_mut(&id) else {
+            return Ok(());
+        };
+        if let Some(error) = failed {
+            tracing::error!(%error, ?id, "disk error");
+            pending.status = DiskStatus::MediumError;
+        } else if !part.write {
+            pending.data[part.offset..part.offset + buffer.len()].copy_from_slice(&buffer);
+        }
+        pending.parts -= 1;
+        if pending.parts == 0
+            && let Some(pending) = self.disk.remove(&id)
+        {
+            let ok = pending.status == DiskStatus::Ok;
+            let data = if ok { pending.data } else { Vec::new() };
+            self.disk_done(id, pending.status, data);
         }
         Ok(())
     }
 
-    fn retry(&mut self, tag: Tag, at: Option<u64>, write: bool, buffer: Buffer) -> io::Result<()> {
-        let Some(disk) = self.config.disk.as_ref().map(Disk::fd) else {
-            return Ok(());
-        };
-        let call = match (at, write) {
-            (Some(at), true) => Call::WriteAt(disk, at),
-            (Some(at), false) => Call::ReadAt(disk, at),
-            (None, _) => Call::Sync(disk),
-        };
-        self.ring.push(tag, call, buffer)
+    fn flushed(&mut self, id: RequestId, done: Done<Tag>) -> io::Result<()> {
+        match done.result {
+            Ok(_) => self.disk_done(id, DiskStatus::Ok, Vec::new()),
+            Err(error) if is_transport(&error) && !self.stopping => {
+                std::thread::sleep(RETRY_PAUSE);
+                if let Some(storage) = &self.config.disk {
+                    return self
+                        .ring
+                        .push(done.tag, Call::Sync(storage.fd()), done.buffer);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, ?id, "disk flush failed");
+                self.disk_done(id, DiskStatus::MediumError, Vec::new());
+            }
+        }
+        Ok(())
     }
 
     fn typed(&mut self, done: Done<Tag>) -> io::Result<()> {
@@ -520,6 +727,19 @@ impl Backend {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether an effect waits in the gate; what does not act on the world starts at once.
+fn acts_on_world(effect: &Effect) -> bool {
+    match effect {
+        Effect::NetTx(_)
+        | Effect::ConsoleTx(_)
+        | Effect::DiskWrite { .. }
+        | Effect::DiskFlush { .. }
+        | Effect::PowerOff
+        | Effect::Reset => true,
+        Effect::DiskRead { .. } | Effect::EntropyWanted { .. } | Effect::NetOffloads(_) => false,
     }
 }
 

@@ -74,6 +74,25 @@ pub struct DiskIdentity {
     pub generation_ns: i128,
 }
 
+impl DiskIdentity {
+    /// The identity of the image `path` with so many sectors.
+    ///
+    /// # Errors
+    /// The file system does not say.
+    pub fn of_path(path: &Path, sectors: u64) -> Result<Self, DiskError> {
+        let meta = std::fs::metadata(path).map_err(|source| DiskError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        let generation_ns =
+            i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+        Ok(Self {
+            bytes: sectors * SECTOR_LEN,
+            generation_ns,
+        })
+    }
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -155,13 +174,7 @@ impl Disk {
             source,
         };
         self.file.sync_all().map_err(source)?;
-        let meta = self.file.metadata().map_err(source)?;
-        let generation_ns =
-            i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
-        Ok(DiskIdentity {
-            bytes: self.bytes,
-            generation_ns,
-        })
+        DiskIdentity::of_path(&self.path, self.sectors())
     }
 
     /// Refuses the disk unless it is `expected`.
@@ -182,6 +195,10 @@ impl Disk {
             path: self.path.clone(),
             what,
         })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     pub(super) fn fd(&self) -> RawFd {

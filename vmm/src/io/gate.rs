@@ -1,41 +1,18 @@
-//! The output gate: effects wait here, in order, until the log that leads to them is acknowledged.
+//! The output gate of this VM: the protocol's gate over effects, fed by the channel's
+//! acknowledgements.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
 
 use devices::Effect;
-use format::Seq;
+use format::{Seq, SessionId};
+use ft::{ClockGap, GateLimits, GateMode, OutputGate, Time};
+use vhost_ftlog::frontend::Acks;
 
-/// How far the log is acknowledged, shared between who learns it and who waits for it.
-#[derive(Debug, Clone, Default)]
-pub struct Acks {
-    next: Arc<AtomicU64>,
-}
+use crate::vm::host_ns;
 
-impl Acks {
-    /// The next append that is not acknowledged.
-    #[must_use]
-    pub fn next(&self) -> Seq {
-        Seq(self.next.load(Ordering::Acquire))
-    }
-
-    /// Everything below `next` is acknowledged. Never goes back.
-    pub fn raise(&self, next: Seq) {
-        self.next.fetch_max(next.0, Ordering::AcqRel);
-    }
-
-    /// Nothing waits any more: the VM is on its own by right.
-    pub fn open(&self) {
-        self.next.store(u64::MAX, Ordering::Release);
-    }
-
-    /// A new session begins: its first append waits.
-    pub fn restart(&self) {
-        self.next.store(0, Ordering::Release);
-    }
-}
+/// How often a gate that holds runs at least: four times in its gap limit, and more.
+pub(super) const TICK: Duration = Duration::from_millis(30);
 
 /// What the gate holds and has held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,93 +23,132 @@ pub struct GateStats {
     pub oldest_ns: u64,
     /// Effects released so far.
     pub released: u64,
+    /// Effects that waited for a position below this are released.
+    pub released_upto: Seq,
 }
 
 /// The gate.
-#[derive(Debug)]
 pub(super) struct Gate {
-    acks: Acks,
-    held: VecDeque<(Seq, Instant, Effect)>,
+    gate: OutputGate<(Effect, Seq)>,
+    acks: Option<(SessionId, Acks)>,
     released: u64,
+    released_upto: Seq,
+    /// Position of the newest effect that came.
+    newest: Seq,
+}
+
+fn now() -> Time {
+    Time(host_ns())
 }
 
 impl Gate {
-    pub(super) fn new(acks: Acks) -> Self {
+    pub(super) fn new(mode: GateMode) -> Self {
+        let mut gate = OutputGate::new(GateLimits::default());
+        gate.set_mode(now(), mode);
         Self {
-            acks,
-            held: VecDeque::new(),
+            gate,
+            acks: None,
             released: 0,
+            released_upto: Seq(0),
+            newest: Seq(0),
         }
     }
 
-    /// Holds an effect until everything below `after` is acknowledged; `None` waits only for what is
-    /// held already.
-    pub(super) fn hold(&mut self, effect: Effect, after: Option<Seq>) {
-        self.held
-            .push_back((after.unwrap_or(Seq(0)), now(), effect));
+    /// Sets the mode; returns the position after the newest append of which an effect may have been
+    /// released unheld.
+    pub(super) fn set_mode(&mut self, mode: GateMode) -> Seq {
+        self.gate.set_mode(now(), mode);
+        self.released_upto
+    }
+
+    /// Takes acknowledgements of `session` from `acks` from now on.
+    pub(super) fn watch(&mut self, session: SessionId, acks: Acks) {
+        self.acks = Some((session, acks));
+        self.released_upto = Seq(0);
+        self.newest = Seq(0);
+    }
+
+    pub(super) fn unwatch(&mut self) {
+        self.acks = None;
+    }
+
+    /// The descriptor that signals acknowledgements.
+    pub(super) fn signal(&self) -> Option<RawFd> {
+        self.acks.as_ref().map(|(_, acks)| acks.as_fd().as_raw_fd())
+    }
+
+    pub(super) fn hold(&mut self, effect: Effect, needs: Option<Seq>) {
+        // Positions grow within a session; an effect of no log waits for those before it only.
+        let needs = needs.unwrap_or(self.newest);
+        self.newest = needs;
+        let bytes = effect_bytes(&effect);
+        let _ = self.gate.push(now(), needs, bytes, (effect, needs));
     }
 
     /// The next effect that may leave.
-    pub(super) fn release(&mut self) -> Option<Effect> {
-        let (after, _, _) = self.held.front()?;
-        if *after > self.acks.next() {
-            return None;
+    ///
+    /// # Errors
+    /// The gate did not run for too long and has shut itself.
+    pub(super) fn release(&mut self) -> Result<Option<Effect>, ClockGap> {
+        if self.gate.is_empty() {
+            return self.gate.tick(now()).map(|()| None);
         }
+        if let Some((session, acks)) = &self.acks
+            && let Ok(acked) = acks.acked()
+        {
+            self.gate.acknowledge(*session, acked);
+        }
+        let Some((effect, needs)) = self.gate.pop(now())? else {
+            return Ok(None);
+        };
         self.released += 1;
-        self.held.pop_front().map(|(_, _, effect)| effect)
+        self.released_upto = self.released_upto.max(needs);
+        Ok(Some(effect))
+    }
+
+    /// Asks for a signal when the oldest effect may leave; true where it may already.
+    pub(super) fn arm(&self) -> bool {
+        match (self.gate.mode(), self.gate.waits_for(), &self.acks) {
+            (GateMode::Holding(_), Some(needs), Some((_, acks))) => {
+                let _ = acks.clear();
+                acks.arm(needs).unwrap_or(false)
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn is_shut(&self) -> bool {
+        self.gate.mode() == GateMode::Shut
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        matches!(self.gate.mode(), GateMode::Holding(_))
     }
 
     /// Drops what is held: the loser of an arbitration puts nothing out.
     pub(super) fn discard(&mut self) -> usize {
-        let held = self.held.len();
-        self.held.clear();
-        held
+        self.gate.discard().len()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.held.len()
+        self.gate.len()
     }
 
     pub(super) fn stats(&self) -> GateStats {
-        let oldest = self
-            .held
-            .front()
-            .map_or(0, |(_, since, _)| since.elapsed().as_nanos() as u64);
+        let oldest = self.gate.oldest(now()).unwrap_or_default();
         GateStats {
-            held: self.held.len() as u64,
-            oldest_ns: oldest,
+            held: self.gate.len() as u64,
+            oldest_ns: oldest.as_nanos() as u64,
             released: self.released,
+            released_upto: self.released_upto,
         }
     }
 }
 
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tx(byte: u8) -> Effect {
-        Effect::ConsoleTx(byte)
-    }
-
-    #[test]
-    fn effects_leave_in_order_and_only_after_their_acknowledgement() {
-        let acks = Acks::default();
-        let mut gate = Gate::new(acks.clone());
-        gate.hold(tx(1), Some(Seq(5)));
-        gate.hold(tx(2), None);
-        gate.hold(tx(3), Some(Seq(9)));
-        assert_eq!(gate.release(), None);
-        acks.raise(Seq(5));
-        acks.raise(Seq(4));
-        assert_eq!(gate.release(), Some(tx(1)));
-        assert_eq!(gate.release(), Some(tx(2)));
-        assert_eq!(gate.release(), None);
-        assert_eq!(gate.discard(), 1);
-        acks.open();
-        assert_eq!(gate.release(), None);
+fn effect_bytes(effect: &Effect) -> usize {
+    match effect {
+        Effect::NetTx(frame) => frame.len(),
+        Effect::DiskWrite { data, .. } => data.len(),
+        _ => 1,
     }
 }

@@ -10,9 +10,11 @@ mod buffer;
 mod disk;
 mod gate;
 mod ring;
+mod storage;
 mod tap;
 
 pub use backend::{Delivery, IoConfig, IoError, IoHandle, IoThread, spawn};
 pub use disk::{Disk, DiskError, DiskIdentity, DiskMode};
-pub use gate::{Acks, GateStats};
-pub use tap::{Tap, TapError};
+pub use gate::GateStats;
+pub use storage::Storage;
+pub use tap::{Tap, TapError, VNET_HEADER_LEN};

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -89,6 +90,26 @@ impl<T> Ring<T> {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => Ok(()),
             // The completion queue is full: reap first.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// [`Ring::wait`], for `limit` at the most.
+    pub(super) fn wait_for(&mut self, want: usize, limit: Duration) -> io::Result<()> {
+        let limit = types::Timespec::new()
+            .nsec(limit.subsec_nanos())
+            .sec(limit.as_secs());
+        let args = types::SubmitArgs::new().timespec(&limit);
+        match self.uring.submitter().submit_with_args(want, &args) {
+            Ok(_) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY)
+                ) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

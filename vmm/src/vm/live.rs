@@ -10,7 +10,7 @@ use super::{
     Command, Ended, KvmMachine, Live, Pulse, PulseState, Runner, RunnerError, VcpuSender, inbox,
 };
 use crate::console::Console;
-use crate::io::{self, Acks, Disk, IoConfig, IoError, Tap};
+use crate::io::{self, IoConfig, IoError, Storage, Tap};
 use hypervisor::Vcpu;
 
 /// The files behind a VM's devices.
@@ -19,7 +19,7 @@ pub struct Backends {
     /// The network.
     pub tap: Option<Tap>,
     /// The disk.
-    pub disk: Option<Disk>,
+    pub disk: Option<Storage>,
     /// The console.
     pub console: Option<Console>,
 }
@@ -55,14 +55,16 @@ pub fn run_live<L: LogSink>(
     let kicker = machine.vcpu().kicker();
     let (sender, inbox) = inbox(&pulse_state, Some(kicker.clone()));
     let quit = sender.clone();
-    let acks = Acks::default();
-    acks.open();
     let thread = io::spawn(IoConfig {
         tap: backends.tap,
         disk: backends.disk,
         console: backends.console,
-        acks,
-        deliver: sender.deliveries(move || drop(quit.command(Command::Stop))),
+        gate: ft::GateMode::Open,
+        deliver: sender.deliveries(move |delivery| {
+            if matches!(delivery, io::Delivery::Quit) {
+                let _ = quit.command(Command::Stop);
+            }
+        }),
     })?;
     let handle = thread.handle();
     for effect in reissue(&machine).into_iter().chain(pending) {

@@ -3,18 +3,24 @@
 //! The vCPU's thread owns the machine and everything that it touches; other threads reach it through
 //! its [`Inbox`] only.
 
+mod backup;
 mod boot;
+mod channel_log;
 mod end;
 mod live;
 mod outside;
+mod primary;
 mod pulse;
 mod runner;
 mod snapshot;
 
+pub use backup::{Backup, CLOCK_SCHEMA, CLOCK_TAG, FromBackup, Handover};
 pub use boot::{BootError, Host, boot, probe_host};
+pub use channel_log::{ChannelLog, LogPosition};
 pub use end::EndState;
 pub use live::{Backends, LiveError, reissue, run_live};
 pub use outside::{Inbox, Live, VcpuSender, inbox};
+pub use primary::{FromPrimary, Primary};
 pub use pulse::{Pulse, PulseState};
 pub use runner::{Command, Ended, Runner, RunnerError};
 pub use snapshot::{
@@ -33,10 +39,15 @@ pub fn host_ns() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
+/// The host's wall clock in ns since 1970.
+#[must_use]
+pub fn wall_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
 /// The host's wall clock in s since 1970.
 #[must_use]
 pub fn wall_clock_s() -> u64 {
-    rustix::time::clock_gettime(rustix::time::ClockId::Realtime)
-        .tv_sec
-        .unsigned_abs()
+    wall_ns() / 1_000_000_000
 }

@@ -67,15 +67,18 @@ impl<K> VcpuSender<K> {
         sent
     }
 
-    /// A sender for the host I/O thread's deliveries.
-    pub fn deliveries(&self, quit: impl Fn() + Send + 'static) -> Box<dyn Fn(Delivery) + Send>
+    /// Takes the host I/O thread's inputs; what is none goes to `other`.
+    pub fn deliveries(
+        &self,
+        other: impl Fn(Delivery) + Send + 'static,
+    ) -> Box<dyn Fn(Delivery) + Send>
     where
         K: Send + 'static,
     {
         let sender = self.clone();
         Box::new(move |delivery| match delivery {
             Delivery::Input(input) => sender.input(input),
-            Delivery::Quit => quit(),
+            delivery => other(delivery),
         })
     }
 }

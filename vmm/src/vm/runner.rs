@@ -1,13 +1,20 @@
-//! The loop of the vCPU's thread: steps, and commands between them.
+//! The loop of a live VM's vCPU thread: steps, and commands between them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 use format::ControlOp;
+use hypervisor::GuestRam;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use replay::{LogSink, MachineState, RecordError, Recorder, Step};
 use thiserror::Error;
 
+use super::channel_log::{ChannelLog, VmLog};
 use super::{EndState, Live};
+
+/// Called with a machine's state at rest, while it is stopped: what takes long there forks.
+pub type WithState = Box<dyn FnOnce(&MachineState, &GuestRam) + Send>;
 
 /// What other threads ask of the vCPU's thread.
 pub enum Command {
@@ -17,9 +24,19 @@ pub enum Command {
     Pause(Sender<()>),
     /// Lets the guest run on.
     Resume(Sender<()>),
-    /// Calls `with` with the machine's state at rest, while it is stopped: what takes long there
-    /// forks.
-    Save(Box<dyn FnOnce(&MachineState, &hypervisor::GuestRam) + Send>),
+    /// Shows the machine's state at rest.
+    Save(WithState),
+    /// Shows the state at rest, and logs to the channel from there.
+    StartLog(ChannelLog, WithState),
+    /// Logs no more.
+    EndLog,
+    /// Brings the guest to rest: no disk request outstanding, at a numbered exit, with the op as the
+    /// log's last entry. The VM then stands, as is told, until `Unquiesce`.
+    Quiesce(Option<ControlOp>),
+    /// Lets the guest run on.
+    Unquiesce,
+    /// Puts a control entry into the log here.
+    Inject(ControlOp, Vec<u8>),
 }
 
 impl std::fmt::Debug for Command {
@@ -29,6 +46,11 @@ impl std::fmt::Debug for Command {
             Self::Pause(_) => "Pause",
             Self::Resume(_) => "Resume",
             Self::Save(_) => "Save",
+            Self::StartLog(..) => "StartLog",
+            Self::EndLog => "EndLog",
+            Self::Quiesce(_) => "Quiesce",
+            Self::Unquiesce => "Unquiesce",
+            Self::Inject(..) => "Inject",
         })
     }
 }
@@ -56,10 +78,62 @@ pub enum RunnerError {
 /// A recorder over KVM and this host.
 pub type LiveRecorder<L> = Recorder<KvmVm, KvmVcpu, Live<Command>, L>;
 
+/// How far a running VM is, for those who watch it.
+#[derive(Debug, Default)]
+pub struct VmPosition {
+    exit: AtomicU64,
+    virtual_ns: AtomicU64,
+}
+
+impl VmPosition {
+    /// The last exit.
+    #[must_use]
+    pub fn exit(&self) -> u64 {
+        self.exit.load(Ordering::Relaxed)
+    }
+
+    /// Virtual time in ns.
+    #[must_use]
+    pub fn virtual_ns(&self) -> u64 {
+        self.virtual_ns.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, exit: u64, virtual_ns: u64) {
+        self.exit.store(exit, Ordering::Relaxed);
+        self.virtual_ns.store(virtual_ns, Ordering::Relaxed);
+    }
+}
+
+/// Told by the loop.
+pub trait Told: Send {
+    /// The guest has switched itself off; the loop waits for commands.
+    fn guest_off(&mut self);
+
+    /// The guest has come to rest.
+    fn quiesced(&mut self);
+}
+
+/// A log that can be switched while the VM runs.
+pub trait Switch: LogSink {
+    /// Logs to the channel from now on, or no more.
+    fn switch(&mut self, to: Option<ChannelLog>);
+}
+
+impl Switch for VmLog {
+    fn switch(&mut self, to: Option<ChannelLog>) {
+        *self = to.map_or(Self::Off, |log| Self::Channel(Box::new(log)));
+    }
+}
+
 /// A running VM.
 pub struct Runner<L> {
     recorder: LiveRecorder<L>,
+    position: Arc<VmPosition>,
     paused: bool,
+    /// `Quiesce` was asked, with this last entry.
+    quiet: Option<Option<ControlOp>>,
+    /// Stands still, as `Quiesce` asked.
+    standing: bool,
 }
 
 impl<L: LogSink> Runner<L> {
@@ -67,22 +141,25 @@ impl<L: LogSink> Runner<L> {
     pub fn new(recorder: LiveRecorder<L>) -> Self {
         Self {
             recorder,
+            position: Arc::default(),
             paused: false,
+            quiet: None,
+            standing: false,
         }
     }
 
-    /// The recorder.
-    pub fn recorder(&self) -> &LiveRecorder<L> {
-        &self.recorder
+    /// How far the VM is.
+    pub fn position(&self) -> Arc<VmPosition> {
+        Arc::clone(&self.position)
     }
 
-    /// Runs the VM until it ends.
+    /// Runs the VM until it ends; commands that concern protection are refused.
     ///
     /// # Errors
     /// The machine or the log cannot go on.
     pub fn run(&mut self) -> Result<Ended, RunnerError> {
         loop {
-            if self.recorder.step()? == Step::Ended {
+            if self.step()? == Step::Ended {
                 return Ok(Ended::ByGuest);
             }
             while let Some(command) = self.next_command() {
@@ -93,10 +170,17 @@ impl<L: LogSink> Runner<L> {
         }
     }
 
+    fn step(&mut self) -> Result<Step, RunnerError> {
+        let step = self.recorder.step()?;
+        let machine = self.recorder.machine();
+        self.position.set(machine.exit().0, machine.board().now().0);
+        Ok(step)
+    }
+
     fn next_command(&mut self) -> Option<Command> {
-        let paused = self.paused;
+        let stopped = self.paused || self.standing;
         let outside = self.recorder.outside_mut();
-        if paused {
+        if stopped {
             outside.pulse().resting();
             return outside.inbox_mut().wait_command();
         }
@@ -115,25 +199,40 @@ impl<L: LogSink> Runner<L> {
                 let _ = reply.send(());
             }
             Command::Save(with) => {
-                let state = self.state_at_rest()?;
-                let Some(state) = state else {
-                    return Ok(Some(Ended::ByGuest));
-                };
-                with(&state, self.recorder.machine().memory());
+                if let Some(state) = self.state_at_rest()? {
+                    with(&state, self.recorder.machine().memory());
+                }
+            }
+            Command::Quiesce(op) => {
+                self.quiet = Some(op);
+                self.recorder.quiesce(true);
+            }
+            Command::Unquiesce => {
+                self.quiet = None;
+                self.standing = false;
+                self.recorder.quiesce(false);
+            }
+            Command::Inject(op, data) => {
+                self.recorder.control(op, &data)?;
+            }
+            Command::StartLog(..) | Command::EndLog => {
+                tracing::error!(?command, "this VM's log cannot be switched");
             }
         }
         Ok(None)
     }
 
-    /// Brings the machine to rest at a point that a replica can reach. None if the guest ends first.
+    /// Brings the machine to rest at a point from which a replica can begin. None if the guest ends
+    /// first.
     fn state_at_rest(&mut self) -> Result<Option<MachineState>, RunnerError> {
         loop {
+            if self.recorder.machine().has_ended() {
+                return Ok(None);
+            }
             if let Some(state) = self.recorder.machine_mut().save()? {
                 return Ok(Some(state));
             }
-            if self.recorder.step()? == Step::Ended {
-                return Ok(None);
-            }
+            self.step()?;
         }
     }
 
@@ -152,5 +251,76 @@ impl<L: LogSink> Runner<L> {
         let bytes = postcard::to_stdvec(&end).expect("four numbers always encode");
         self.recorder.control(ControlOp::Mark, &bytes)?;
         Ok((end, self.recorder))
+    }
+}
+
+impl<L: Switch> Runner<L> {
+    /// Runs a VM that may be protected, until [`Command::Stop`]: also a guest that has switched
+    /// itself off waits for that, because its log may still be needed.
+    ///
+    /// # Errors
+    /// The machine or the log cannot go on.
+    pub fn run_protected(&mut self, told: &mut dyn Told) -> Result<(), RunnerError> {
+        let mut off = false;
+        loop {
+            match self.step()? {
+                Step::Ended if !off => {
+                    off = true;
+                    self.standing = true;
+                    told.guest_off();
+                }
+                Step::Quiet => self.stand(told)?,
+                _ => {}
+            }
+            while let Some(command) = self.next_command() {
+                if matches!(command, Command::Stop) {
+                    return Ok(());
+                }
+                self.obey_protected(command, off, told)?;
+            }
+        }
+    }
+
+    /// The guest has come to rest: the log ends here, and whoever asked is told.
+    fn stand(&mut self, told: &mut dyn Told) -> Result<(), RunnerError> {
+        let Some(op) = self.quiet.take() else {
+            return Ok(());
+        };
+        if let Some(op) = op {
+            self.recorder.control(op, &[])?;
+        }
+        self.recorder.log_mut().urgent();
+        self.standing = true;
+        told.quiesced();
+        Ok(())
+    }
+
+    fn obey_protected(
+        &mut self,
+        command: Command,
+        off: bool,
+        told: &mut dyn Told,
+    ) -> Result<(), RunnerError> {
+        match command {
+            Command::StartLog(log, with) => {
+                if let Some(state) = self.state_at_rest()? {
+                    self.recorder.machine_mut().set_dirty_log(true)?;
+                    with(&state, self.recorder.machine().memory());
+                    self.recorder.log_mut().switch(Some(log));
+                }
+            }
+            Command::EndLog => {
+                self.recorder.log_mut().switch(None);
+                self.recorder.machine_mut().set_dirty_log(false)?;
+            }
+            Command::Quiesce(op) if off => {
+                self.quiet = Some(op);
+                self.stand(told)?;
+            }
+            command => {
+                self.obey(command)?;
+            }
+        }
+        Ok(())
     }
 }

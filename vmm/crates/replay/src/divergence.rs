@@ -48,6 +48,21 @@ pub enum Mismatch {
     },
 }
 
+impl Mismatch {
+    /// What was expected and what was found, as numbers; zeros where there are none.
+    #[must_use]
+    pub fn numbers(&self) -> (u64, u64) {
+        match self {
+            Self::Registers { expected, found }
+            | Self::End {
+                expected, found, ..
+            } => (*expected, *found),
+            Self::Output { expected, found } => (expected.1.into(), found.1.into()),
+            Self::Entry { .. } | Self::Stuck { .. } => (0, 0),
+        }
+    }
+}
+
 /// A report that names the point, what was expected, what came, and the entries before it.
 #[derive(Debug, Clone)]
 pub struct Divergence {

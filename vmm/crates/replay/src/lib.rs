@@ -28,13 +28,15 @@ mod recorder;
 mod recording;
 mod replayer;
 mod saved;
+mod sources;
 
 pub use clock::VirtualClock;
 pub use digest::Digest;
 pub use divergence::{Divergence, Mismatch, summary};
 pub use effects::OutputSum;
 pub use machine::{Machine, MachineConfig, MachineError, Ran, TrapPorts};
-pub use recorder::{LogSink, NoLog, Outside, RecordError, Recorder, Step};
+pub use recorder::{LogError, LogSink, NoLog, Outside, RecordError, Recorder, Step};
 pub use recording::{RecordingError, RecordingReader, RecordingWriter};
 pub use replayer::{ReplayError, Replayed, Replayer};
 pub use saved::{MACHINE_SCHEMA, MachineState, SavedError, load_machine, save_machine};
+pub use sources::{Class, SOURCES, Source};

@@ -373,6 +373,11 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
         }
     }
 
+    /// Ends the machine here, as if it had switched itself off.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
     /// Takes what the machine has put out since the last call, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         let mut effects = self.board.take_effects();

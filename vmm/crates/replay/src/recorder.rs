@@ -94,6 +94,9 @@ pub enum Step {
     Kicked,
     /// The guest waits in HLT, and nothing has come.
     Halted,
+    /// As [`Recorder::quiesce`] asked: at a numbered exit that was left, with no disk request
+    /// outstanding. The guest does not run.
+    Quiet,
     /// The guest has powered off or reset itself.
     Ended,
 }
@@ -136,6 +139,9 @@ pub struct Recorder<V, C, O, L> {
     last_entry_exit: u64,
     dirty_cleared: VirtualTime,
     scratch: Vec<u8>,
+    quiescing: bool,
+    /// The last stop had no number.
+    kicked: bool,
     stats: RecorderStats,
 }
 
@@ -153,6 +159,8 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
             held: Vec::new(),
             dirty_cleared,
             scratch: Vec::new(),
+            quiescing: false,
+            kicked: false,
             stats: RecorderStats::default(),
         }
     }
@@ -196,18 +204,33 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
             return Ok(Step::Ended);
         }
         if self.machine.is_halted() {
-            self.outside.wait(self.machine.board().next_timer());
+            let timer = self.machine.board().next_timer();
+            self.outside.wait(if self.quiescing { None } else { timer });
             self.take_inputs()?;
-            return self.finish_point();
+            return if self.quiescing {
+                self.come_to_quiet()
+            } else {
+                self.finish_point()
+            };
+        }
+        if self.quiescing && self.machine.is_left() && !self.kicked {
+            return Ok(Step::Quiet);
         }
         if !self.machine.is_open() && !self.machine.wants_time() {
             self.outside.running(self.machine.board().next_timer());
-            if self.machine.run()? == Ran::Kicked {
+            self.kicked = self.machine.run()? == Ran::Kicked;
+            if self.kicked {
                 self.stats.kicks += 1;
                 return self.between();
             }
         }
         self.at_exit()
+    }
+
+    /// From now on the guest is to come to rest: at the next numbered exit its disk requests are
+    /// waited for, and [`Recorder::step`] returns [`Step::Quiet`]. False lets it run on.
+    pub fn quiesce(&mut self, on: bool) {
+        self.quiescing = on;
     }
 
     fn at_exit(&mut self) -> Result<Step, RecordError> {
@@ -216,7 +239,30 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
         }
         self.log_output()?;
         self.take_inputs()?;
+        if self.quiescing {
+            return self.come_to_quiet();
+        }
         self.finish_point()
+    }
+
+    fn has_disk_outstanding(&self) -> bool {
+        let entropy = |effect: &Effect| matches!(effect, Effect::EntropyWanted { .. });
+        !self.machine.board().outstanding().iter().all(entropy)
+    }
+
+    /// Waits at the present exit for the guest's disk requests, then leaves it.
+    fn come_to_quiet(&mut self) -> Result<Step, RecordError> {
+        self.flush_point()?;
+        if self.has_disk_outstanding() {
+            self.outside.wait(None);
+            self.take_inputs()?;
+            self.flush_point()?;
+            return Ok(Step::Halted);
+        }
+        match self.finish_point()? {
+            Step::Moved | Step::Halted => Ok(Step::Quiet),
+            other => Ok(other),
+        }
     }
 
     fn between(&mut self) -> Result<Step, RecordError> {
@@ -303,6 +349,9 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
     /// # Errors
     /// The log is gone.
     pub fn control(&mut self, op: ControlOp, data: &[u8]) -> Result<Option<Seq>, RecordError> {
+        if matches!(op, ControlOp::PowerOff | ControlOp::Reset) {
+            self.machine.end();
+        }
         if !self.log.is_on() {
             return Ok(None);
         }

@@ -160,7 +160,12 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
             Event::Output { bytes, crc, digest } => self.output(OutputSum { bytes, crc }, digest),
             Event::Reached { digest } => self.compare_digest(digest),
             Event::Delta(bytes) => self.delta(bytes),
-            Event::Control(op, _) => return Ok(Replayed::Control(op)),
+            Event::Control(op, _) => {
+                if matches!(op, ControlOp::PowerOff | ControlOp::Reset) {
+                    self.machine.end();
+                }
+                return Ok(Replayed::Control(op));
+            }
             Event::Part(..) => Err(format::Error::Part("a part within a part").into()),
         }
         .map(|()| Replayed::Applied)
@@ -322,10 +327,9 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
         (self.machine, self.recent.into(), self.unconfirmed)
     }
 
-    /// Forgets confirmed output beyond the newest `keep`.
-    pub fn trim_recent(&mut self, keep: usize) {
-        let excess = self.recent.len().saturating_sub(keep);
-        self.recent.drain(..excess);
+    /// Takes the confirmed network output since the last call.
+    pub fn take_recent(&mut self) -> impl Iterator<Item = Effect> + '_ {
+        self.recent.drain(..)
     }
 }
 

@@ -1,0 +1,87 @@
+//! `pollux run --protect` and `pollux standby`: a VM that survives its host.
+
+use std::process::ExitCode;
+
+use super::Outcome;
+use super::run::merged;
+use crate::cli::{RunOptions, StandbyOptions};
+use crate::config::{self, VmOptions};
+use crate::config_ft::FtOptions;
+use crate::io::{Disk, DiskMode};
+use crate::session::{Devices, FtSettings, Session};
+use crate::vm;
+
+/// Boots or restores a VM and protects it.
+///
+/// # Errors
+/// It cannot be made, or is lost on this host.
+pub fn protect(options: RunOptions) -> Outcome {
+    let (vm_options, ft) = both(options.vm, options.ft, options.config.as_deref())?;
+    let settings = FtSettings::new(ft.check()?)?;
+    let host = vm::probe_host()?;
+    let machine = match &options.from_snapshot {
+        Some(dir) => vm::load_snapshot(dir, &host)?.0,
+        None => {
+            // Only its size is looked at: it is opened for use once the epoch is won.
+            let disk = vm_options
+                .disk
+                .as_deref()
+                .map(|path| Disk::open(path, DiskMode::Shared));
+            vm::boot(&vm_options, &host, disk.transpose()?.as_ref())?
+        }
+    };
+    run(
+        Session::new(settings, devices(&vm_options), host, Some(machine))?,
+        &vm_options,
+    )
+}
+
+/// Waits for work.
+///
+/// # Errors
+/// What cannot be had.
+pub fn standby(options: StandbyOptions) -> Outcome {
+    let (vm_options, ft) = both(options.vm, options.ft, options.config.as_deref())?;
+    let settings = FtSettings::new(
+        FtOptions {
+            protect: true,
+            ..ft
+        }
+        .check()?,
+    )?;
+    let host = vm::probe_host()?;
+    run(
+        Session::new(settings, devices(&vm_options), host, None)?,
+        &vm_options,
+    )
+}
+
+fn both(
+    vm: VmOptions,
+    ft: FtOptions,
+    file: Option<&std::path::Path>,
+) -> Result<(VmOptions, FtOptions), config::ConfigError> {
+    let from_file = file.map(config::read_file::<config::File>).transpose()?;
+    let ft = match from_file {
+        Some(from_file) => ft.over(from_file.ft),
+        None => ft,
+    };
+    Ok((merged(vm, file)?, ft))
+}
+
+fn devices(vm: &VmOptions) -> Devices {
+    Devices {
+        tap: vm.tap.clone(),
+        disk: vm.disk.clone(),
+        console: vm.console.clone(),
+    }
+}
+
+fn run(session: Session, vm: &VmOptions) -> Outcome {
+    let handle = session.handle();
+    super::signals::on_stop(move || handle.stop())?;
+    let _ = vm;
+    let leave = session.run()?;
+    eprintln!("pollux: ended: {leave:?}");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,214 @@
+//! Where the sectors of the VM's disk are: in the image, or, while an old primary may still write to
+//! the image, in side files (R16).
+//!
+//! A quarantined sector is read from and written to the side file of its epoch, beside the image and at
+//! the same offset, until it is folded back into the image.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use format::Epoch;
+use ft::{Location, Quarantine, SectorRange};
+
+use super::buffer::Buffer;
+use super::disk::{Disk, SECTOR_LEN};
+
+/// Sectors copied at a time when side files are folded back.
+const FOLD_SECTORS: u64 = 256;
+
+/// A part of a request that lies in one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// The file.
+    pub(super) fd: RawFd,
+    /// Where in it, in bytes.
+    pub(super) at: u64,
+    /// Where in the request, in bytes.
+    pub(super) offset: usize,
+    /// Bytes.
+    pub(super) len: usize,
+}
+
+/// A disk and what is quarantined of it.
+#[derive(Debug)]
+pub struct Storage {
+    disk: Disk,
+    quarantine: Quarantine,
+    sides: BTreeMap<Epoch, File>,
+}
+
+impl Storage {
+    /// A disk of which nothing is quarantined.
+    #[must_use]
+    pub fn new(disk: Disk) -> Self {
+        Self {
+            disk,
+            quarantine: Quarantine::default(),
+            sides: BTreeMap::new(),
+        }
+    }
+
+    /// A disk under `quarantine`: opens, or makes, its side files.
+    ///
+    /// # Errors
+    /// A side file cannot be had.
+    pub fn with_quarantine(disk: Disk, quarantine: Quarantine) -> io::Result<Self> {
+        let mut sides = BTreeMap::new();
+        for (_, epoch) in quarantine.ranges() {
+            if let std::collections::btree_map::Entry::Vacant(vacant) = sides.entry(epoch) {
+                let file = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .custom_flags(libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC)
+                    .open(side_path(&disk, epoch))?;
+                vacant.insert(file);
+            }
+        }
+        Ok(Self {
+            disk,
+            quarantine,
+            sides,
+        })
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.disk.fd()
+    }
+
+    /// Whether a request touches what is quarantined.
+    pub(super) fn touches(&self, sector: u64, bytes: usize) -> bool {
+        !self.quarantine.is_empty() && self.quarantine.touches(range(sector, bytes))
+    }
+
+    /// The parts of a request, in order; their lengths add up to `bytes`.
+    pub(super) fn pieces(&self, sector: u64, bytes: usize) -> Vec<Piece> {
+        let located = self.quarantine.locate(range(sector, bytes));
+        let piece = |(part, location): (SectorRange, Location)| Piece {
+            fd: match location {
+                Location::Image => self.disk.fd(),
+                Location::Side(epoch) => self
+                    .sides
+                    .get(&epoch)
+                    .expect("every epoch has its file")
+                    .as_raw_fd(),
+            },
+            at: part.first * SECTOR_LEN,
+            offset: ((part.first - sector) * SECTOR_LEN) as usize,
+            len: (part.count * SECTOR_LEN) as usize,
+        };
+        located.into_iter().map(piece).collect()
+    }
+
+    /// Copies everything that is quarantined into the image, durably. The caller keeps the guest's
+    /// writes to it away meanwhile.
+    ///
+    /// # Errors
+    /// The storage failed; nothing is lost, and it can be tried again.
+    pub(super) fn fold(&self) -> io::Result<()> {
+        let image = self.disk.file();
+        for (part, epoch) in self.quarantine.ranges() {
+            let side = self.sides.get(&epoch).expect("every epoch has its file");
+            let mut first = part.first;
+            while first < part.end() {
+                let sectors = FOLD_SECTORS.min(part.end() - first);
+                let mut buffer = Buffer::zeroed((sectors * SECTOR_LEN) as usize);
+                side.read_exact_at(&mut buffer, first * SECTOR_LEN)?;
+                image.write_all_at(&buffer, first * SECTOR_LEN)?;
+                first += sectors;
+            }
+        }
+        image.sync_all()
+    }
+
+    /// The quarantine is over: its side files are removed.
+    pub(super) fn release(&mut self) {
+        for epoch in std::mem::take(&mut self.sides).into_keys() {
+            let path = side_path(&self.disk, epoch);
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(%error, path = %path.display(), "side file stays");
+            }
+        }
+        self.quarantine = Quarantine::default();
+    }
+}
+
+fn range(sector: u64, bytes: usize) -> SectorRange {
+    SectorRange {
+        first: sector,
+        count: bytes as u64 / SECTOR_LEN,
+    }
+}
+
+fn side_path(disk: &Disk, epoch: Epoch) -> PathBuf {
+    let mut name: OsString = disk.path().as_os_str().to_owned();
+    name.push(format!(".side-{epoch}"));
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::disk::DiskMode;
+    use super::*;
+
+    /// A quarantine as it stands in a record: `count` sectors from `first` in the side file of epoch 2.
+    fn quarantine(first: u64, count: u64) -> Quarantine {
+        let wire = serde_json::json!({
+            "ranges": [[{ "first": first, "count": count }, 2]],
+            "suspects": [],
+        });
+        serde_json::from_value(wire).unwrap()
+    }
+
+    fn disk(dir: &tempfile::TempDir) -> Disk {
+        let path = dir.path().join("disk.img");
+        fs::write(&path, vec![1; 64 * 512]).unwrap();
+        Disk::open(&path, DiskMode::Cached).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_cut_where_the_quarantine_begins_and_ends() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let storage = Storage::with_quarantine(disk(&dir), quarantine(8, 8)).unwrap();
+        let pieces = storage.pieces(4, 16 * 512);
+        let shape: Vec<_> = pieces
+            .iter()
+            .map(|p| (p.at / 512, p.offset / 512, p.len / 512))
+            .collect();
+        assert_eq!(shape, [(4, 0, 4), (8, 4, 8), (16, 12, 4)]);
+        assert_eq!(pieces[0].fd, storage.fd());
+        assert_ne!(pieces[1].fd, storage.fd());
+        assert!(storage.touches(15, 512) && !storage.touches(16, 512));
+    }
+
+    #[test]
+    fn folding_puts_the_side_file_into_the_image_and_removes_it() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let mut storage = Storage::with_quarantine(disk(&dir), quarantine(8, 8)).unwrap();
+        let mut block = Buffer::zeroed(8 * 512);
+        block.fill(9);
+        storage.sides[&Epoch(2)]
+            .write_all_at(&block, 8 * 512)
+            .unwrap();
+        storage.fold().unwrap();
+        storage.release();
+        let image = fs::read(dir.path().join("disk.img")).unwrap();
+        assert!(image[8 * 512..16 * 512].iter().all(|byte| *byte == 9));
+        assert!(
+            image[..8 * 512]
+                .iter()
+                .chain(&image[16 * 512..])
+                .all(|byte| *byte == 1)
+        );
+        assert!(!dir.path().join("disk.img.side-2").exists());
+        assert!(!storage.touches(8, 512));
+    }
+}

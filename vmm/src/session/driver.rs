@@ -1,0 +1,496 @@
+//! The session's loop: events to the replica, its actions to whoever does them.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arbiter::{ArbiterThread, DirectoryArbiter};
+use format::SessionId;
+use ft::{Action, Actions, Config, Event, HostId, Incarnation, Leave, Notice, Replica, Time};
+use thiserror::Error;
+use vhost_ftlog::frontend::{Channel, ChannelConfig, ChannelEvent, Daemon, Events, SpawnConfig};
+
+use super::beats::Beats;
+use super::event::SessionEvent;
+use super::follow::Follower;
+use super::lead::Leader;
+use super::status::{EventLog, FailoverReport, StatusReport, TransferReport};
+use super::{Devices, FtSettings};
+use crate::link::{Link, LinkEvent};
+use crate::vm::{Host, KvmMachine, host_ns, wall_ns};
+
+/// The longest sleep of the loop: its turn is this VMM's progress, and takes heartbeats' answers.
+const TURN: Duration = Duration::from_millis(5);
+/// Bytes of a session's log and delivery areas: what the log may run ahead while a standby loads.
+const AREA_BYTES: u64 = 128 << 20;
+
+/// Why a session cannot be had, or ended.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The logging channel.
+    #[error("the logging channel: {0}")]
+    Channel(#[from] vhost_ftlog::frontend::Error),
+    /// The link to other hosts.
+    #[error(transparent)]
+    Link(#[from] crate::link::LinkError),
+    /// The directory of epochs.
+    #[error(transparent)]
+    Directory(#[from] arbiter::DirectoryError),
+    /// Threads and files.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The VM is lost on this host.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Everything of this host's part in one VM.
+pub struct Session {
+    pub(super) settings: FtSettings,
+    pub(super) devices: Devices,
+    pub(super) host: Host,
+    replica: Replica,
+    actions: Actions,
+    events: Receiver<SessionEvent>,
+    pub(super) sender: Sender<SessionEvent>,
+    pub(super) link: Arc<Link>,
+    arbiter: ArbiterThread,
+    pub(super) channel: Channel,
+    pub(super) beats: Beats,
+    pub(super) leader: Leader,
+    pub(super) follower: Follower,
+    pub(super) log: Arc<Mutex<EventLog>>,
+    pub(super) failover: Option<FailoverReport>,
+    pub(super) lost_at: Option<Instant>,
+    pub(super) transfer: Option<TransferReport>,
+    pub(super) divergences: u64,
+    listeners: Vec<Sender<super::EventRecord>>,
+    started: Instant,
+    stopping: bool,
+    ended: Option<Leave>,
+    rate: (Instant, u64, f64),
+}
+
+/// How others reach a session.
+#[derive(Clone)]
+pub struct SessionHandle {
+    /// Events and commands go here.
+    pub sender: Sender<SessionEvent>,
+    /// What happened.
+    pub log: Arc<Mutex<EventLog>>,
+}
+
+impl SessionHandle {
+    /// Asks the session to end. False where it has.
+    pub fn stop(&self) -> bool {
+        self.sender.send(SessionEvent::Stop).is_ok()
+    }
+}
+
+impl Session {
+    /// A session that is to start the VM `machine`, or, without one, to wait for work.
+    ///
+    /// # Errors
+    /// Sockets, threads, files.
+    pub fn new(
+        settings: FtSettings,
+        devices: Devices,
+        host: Host,
+        machine: Option<KvmMachine>,
+    ) -> Result<Self, SessionError> {
+        let (sender, events) = channel();
+        std::fs::create_dir_all(&settings.run_dir)?;
+        std::fs::create_dir_all(settings.epochs())?;
+        DirectoryArbiter::create(&settings.epochs())?;
+        let link = start_link(&settings, sender.clone())?;
+        let arbiter = start_arbiter(&settings, sender.clone())?;
+        let (channel, channel_events) = start_channel(&settings)?;
+        forward(channel_events, sender.clone())?;
+        let secret = std::fs::read(&settings.ft.key_file)?;
+        let beats = Beats::new(settings.listen().heartbeat(), secret);
+        let hosts = settings.ft.standbys.iter().map(|(host, _)| *host).collect();
+        let mut config = Config::new(settings.ft.me, hosts);
+        config.protect = settings.ft.protect;
+        config.detector = settings.ft.detector;
+        let incarnation = Incarnation(random());
+        let replica = match machine {
+            Some(_) => Replica::boot(config, incarnation),
+            None => Replica::standby(config, incarnation),
+        };
+        Ok(Self {
+            settings,
+            devices,
+            host,
+            replica,
+            actions: Actions::new(),
+            events,
+            sender,
+            link: Arc::new(link),
+            arbiter,
+            channel,
+            beats,
+            leader: Leader::new(machine),
+            follower: Follower::default(),
+            log: Arc::default(),
+            failover: None,
+            lost_at: None,
+            transfer: None,
+            divergences: 0,
+            listeners: Vec::new(),
+            started: Instant::now(),
+            stopping: false,
+            ended: None,
+            rate: (Instant::now(), 0, 0.0),
+        })
+    }
+
+    /// How others reach it.
+    pub fn handle(&self) -> SessionHandle {
+        SessionHandle {
+            sender: self.sender.clone(),
+            log: Arc::clone(&self.log),
+        }
+    }
+
+    /// Runs until the VM is powered off, or this process is asked to end.
+    ///
+    /// # Errors
+    /// The VM is lost on this host.
+    pub fn run(mut self) -> Result<Leave, SessionError> {
+        self.tell(Event::Tick)?;
+        loop {
+            let until = self.replica.next_deadline().map_or(TURN, |deadline| {
+                Duration::from_nanos(deadline.0.saturating_sub(host_ns())).min(TURN)
+            });
+            match self.events.recv_timeout(until) {
+                Ok(event) => self.take(event)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("this holds a sender"),
+            }
+            self.turn()?;
+            if let Some(leave) = self.ended.take() {
+                return Ok(leave);
+            }
+            if self.stopping {
+                return Ok(Leave::Dropped);
+            }
+        }
+    }
+
+    /// What is told at every turn: answers, positions, the time.
+    fn turn(&mut self) -> Result<(), SessionError> {
+        let mut replies = Vec::new();
+        self.beats
+            .turn(|session, reply| replies.push(Event::Heartbeat { session, reply }));
+        for event in replies.into_iter().chain(self.leader.positions()) {
+            self.tell(event)?;
+        }
+        self.leader.announce();
+        self.tell(Event::Tick)
+    }
+
+    /// Tells the replica one thing and does what it says.
+    pub(super) fn tell(&mut self, event: Event) -> Result<(), SessionError> {
+        self.replica
+            .handle(Time(host_ns()), event, &mut self.actions);
+        while let Some(action) = self.actions.pop() {
+            self.act(action)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: SessionEvent) -> Result<(), SessionError> {
+        match event {
+            SessionEvent::Primary(event) => self.from_primary(event),
+            SessionEvent::Backup(event) => self.from_backup(event),
+            SessionEvent::Link(event) => self.from_link(event),
+            SessionEvent::Arbiter(call, reply) => self.tell(Event::Arbiter { call, reply }),
+            SessionEvent::Channel(event) => self.from_channel(event),
+            SessionEvent::Transfer(session, begun) => self.transfer_begun(session, begun),
+            SessionEvent::TransferEnded(session, ended) => self.transfer_ended(session, ended),
+            SessionEvent::Command(command) => {
+                self.note("command", format!("{command:?}"));
+                self.tell(Event::Command(command))
+            }
+            SessionEvent::Status(reply) => {
+                let _ = reply.send(self.report());
+                Ok(())
+            }
+            SessionEvent::Pause(on) => {
+                self.leader.pause(on);
+                Ok(())
+            }
+            SessionEvent::Nothing => Ok(()),
+            SessionEvent::Stop => {
+                self.stopping = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn from_link(&mut self, event: LinkEvent) -> Result<(), SessionError> {
+        match event {
+            LinkEvent::Message { from, message } => self.tell(Event::Peer { from, message }),
+            LinkEvent::Bulk {
+                from,
+                session,
+                stream,
+            } => {
+                tracing::info!(%from, "a state transfer connected");
+                self.bulk(session, stream)
+            }
+            LinkEvent::Connected { peer, address, .. } => {
+                tracing::info!(%peer, %address, "link up");
+                Ok(())
+            }
+            LinkEvent::Broken { peer, address, why } => {
+                tracing::info!(%peer, %address, why, "link down");
+                Ok(())
+            }
+        }
+    }
+
+    fn from_channel(&mut self, event: ChannelEvent) -> Result<(), SessionError> {
+        use vhost_ftlog::notice::Notice as Told;
+        tracing::debug!(?event, "channel");
+        match event {
+            ChannelEvent::Notice(Told::PeerVmmDead { .. }) => match self.session() {
+                Some(session) => self.tell(Event::PeerEnd(session)),
+                None => Ok(()),
+            },
+            ChannelEvent::DaemonLost => {
+                self.note(
+                    "daemon-lost",
+                    "the channel's daemon died; it is started again".into(),
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The session of the log, on whichever side.
+    fn session(&self) -> Option<SessionId> {
+        self.leader.session().or(self.follower.session())
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), SessionError> {
+        tracing::trace!(?action, "action");
+        match action {
+            Action::Arbiter { call, request } => {
+                if let Err(busy) = self.arbiter.ask(call, request) {
+                    let reply = ft::ArbiterReply::Unreachable(busy.to_string());
+                    let _ = self.sender.send(SessionEvent::Arbiter(call, reply));
+                }
+            }
+            Action::Send { to, message } => {
+                self.link.send(&to, &message);
+            }
+            Action::Watch { peer, session } => self.watch(peer, session),
+            Action::Probe { probe, .. } => self.beats.probe(probe),
+            Action::Unwatch => self.beats.unwatch(),
+            Action::Gate(mode) => self.leader.set_gate(mode),
+            Action::StartTransfer { to, session, epoch } => self.start_transfer(to, session, epoch),
+            // Frames are told apart by their session, which is never used again: an epoch that
+            // changes within it needs no other frames.
+            Action::SetEpoch(epoch) => tracing::info!(%epoch, "epoch"),
+            Action::EndSession(session) => self.end_session(session),
+            Action::Inject(op, data) => self.leader.inject(op, data),
+            Action::Quiesce(why) => self.leader.quiesce(why),
+            Action::Resume => self.leader.resume(),
+            Action::Fold(_) => self.leader.fold(),
+            Action::Unquarantine => self.leader.unquarantine(),
+            Action::LoadState {
+                from,
+                session,
+                epoch,
+            } => self.load_state(from, session, epoch),
+            Action::CloseSession(session) => return self.close_session(session),
+            Action::Drain { end, .. } => self.follower.drain(end),
+            Action::ProbeWorld => {
+                let usable = super::world::usable(&self.devices);
+                return self.tell(Event::WorldProbed { usable });
+            }
+            Action::Fence(host) => tracing::error!(%host, "this storage fences nobody"),
+            Action::GoLive(live) => return self.go_live(live),
+            Action::Discard(leave) => return self.discard(&leave),
+            Action::End(leave) => self.ended = Some(leave),
+            Action::Notice(notice) => self.notice(notice),
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, peer: HostId, session: SessionId) {
+        let Some(ports) = self.settings.ports_of(peer) else {
+            tracing::error!(%peer, "this host has no address in the configuration");
+            return;
+        };
+        let side = if self.leader.is_live() {
+            ebpf_events::Side::Connector
+        } else {
+            ebpf_events::Side::Listener
+        };
+        let epoch = self.replica.status().epoch.unwrap_or_default();
+        self.beats.watch(session, epoch, ports.heartbeat(), side);
+    }
+
+    /// Drops everything that a role had.
+    fn discard(&mut self, leave: &Leave) -> Result<(), SessionError> {
+        self.note("discard", format!("{leave:?}"));
+        self.leader.drop_vm();
+        self.follower.forget();
+        if let Err(error) = self.channel.close() {
+            tracing::warn!(%error, "the channel's session was not closed in order");
+        }
+        self.tell(Event::Discarded)
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        if let Notice::PeerLost { .. } = notice {
+            self.lost_at = Some(Instant::now());
+        }
+        if let Notice::PeerLost { cause, .. } = &notice {
+            self.failover = Some(FailoverReport {
+                cause: format!("{cause:?}"),
+                at_unix_s: wall_ns() as f64 / 1e9,
+                ..FailoverReport::default()
+            });
+        }
+        if let Notice::Won { .. } = notice {
+            self.mark(|report, ms| report.won_ms = ms);
+        }
+        if let Notice::Diverged(_) = notice {
+            self.divergences += 1;
+        }
+        let text = format!("{notice:?}");
+        let name = text
+            .split([' ', '(', '{'])
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        self.note(&name, text);
+    }
+
+    /// Notes a part of the failover that is under way.
+    pub(super) fn mark(&mut self, set: impl FnOnce(&mut FailoverReport, f64)) {
+        if let (Some(report), Some(lost)) = (&mut self.failover, self.lost_at) {
+            set(report, lost.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+
+    /// Writes an event down and shows it to those who listen.
+    pub(super) fn note(&mut self, event: &str, text: String) {
+        tracing::info!(event, "{text}");
+        let record = self
+            .log
+            .lock()
+            .expect("nobody panics with it")
+            .add(event, text);
+        self.listeners
+            .retain(|listener| listener.send(record.clone()).is_ok());
+    }
+
+    fn report(&mut self) -> StatusReport {
+        let status = self.replica.status();
+        let mut report = StatusReport {
+            role: format!("{:?}", status.role).to_lowercase(),
+            state: status.state.to_owned(),
+            host: self.settings.ft.me.to_string(),
+            epoch: status.epoch.map(|epoch| epoch.0),
+            peer: status.peer.map(|peer| peer.to_string()),
+            protected: status.protected,
+            last_failover: self.failover.clone(),
+            last_transfer: self.transfer,
+            divergences: self.divergences,
+            quarantine: status.quarantine,
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            ..StatusReport::default()
+        };
+        self.leader.report(&mut report);
+        self.follower.report(&mut report);
+        let (at, bytes, _) = self.rate;
+        let seconds = at.elapsed().as_secs_f64();
+        if seconds >= 0.1 {
+            let moved = report.log_bytes.saturating_sub(bytes) as f64;
+            self.rate = (
+                Instant::now(),
+                report.log_bytes,
+                moved * 8.0 / 1e6 / seconds,
+            );
+        }
+        report.log_mbit_s = self.rate.2;
+        report
+    }
+}
+
+fn start_link(settings: &FtSettings, sender: Sender<SessionEvent>) -> Result<Link, SessionError> {
+    let deliver = move |event| {
+        let _ = sender.send(SessionEvent::Link(event));
+    };
+    Ok(Link::start(settings.ft.link(), Box::new(deliver))?)
+}
+
+fn start_arbiter(
+    settings: &FtSettings,
+    sender: Sender<SessionEvent>,
+) -> Result<ArbiterThread, SessionError> {
+    let directory = DirectoryArbiter::open(&settings.epochs(), settings.ft.me);
+    Ok(ArbiterThread::start(directory, move |call, reply| {
+        let _ = sender.send(SessionEvent::Arbiter(call, reply));
+    })?)
+}
+
+fn start_channel(settings: &FtSettings) -> Result<(Channel, Events), SessionError> {
+    let spawn = SpawnConfig {
+        program: settings.daemon.clone(),
+        socket: settings.run_dir.join("ftlog.sock"),
+        args: vec![
+            "--listen".to_owned(),
+            settings.listen().channel().to_string(),
+            "--key-file".to_owned(),
+            settings.ft.key_file.display().to_string(),
+        ],
+    };
+    let arena = ring::ArenaConfig {
+        log_ring: 32768,
+        log_bytes: AREA_BYTES,
+        delivery_bytes: AREA_BYTES,
+    };
+    let tuning = vhost_ftlog::config_space::Tuning::default();
+    Ok(Channel::start(ChannelConfig {
+        daemon: Daemon::Spawn(spawn),
+        arena,
+        tuning,
+    })?)
+}
+
+fn forward(mut events: Events, sender: Sender<SessionEvent>) -> std::io::Result<()> {
+    std::thread::Builder::new()
+        .name("channel-events".to_owned())
+        .spawn(move || {
+            loop {
+                // Looks now and then whether the session is gone.
+                let Some(event) = events.wait(Duration::from_secs(1)) else {
+                    if sender.send(SessionEvent::Nothing).is_err() {
+                        return;
+                    }
+                    continue;
+                };
+                if sender.send(SessionEvent::Channel(event)).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok(())
+}
+
+fn random() -> u128 {
+    let mut bytes = [0; 16];
+    let got = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
+    assert_eq!(
+        got,
+        Ok(16),
+        "the kernel gives up to 256 random bytes at once"
+    );
+    u128::from_le_bytes(bytes)
+}

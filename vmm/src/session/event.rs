@@ -1,0 +1,62 @@
+//! What reaches the session's thread.
+
+use std::sync::mpsc::Sender;
+
+use format::SessionId;
+use ft::{ArbiterReply, CallId, Command};
+use vhost_ftlog::frontend::ChannelEvent;
+
+use super::StatusReport;
+use crate::link::LinkEvent;
+use crate::vm::{FromBackup, FromPrimary};
+
+/// Something for the session's thread.
+pub enum SessionEvent {
+    /// From the live VM.
+    Primary(FromPrimary),
+    /// From the replica.
+    Backup(FromBackup),
+    /// From another VMM.
+    Link(LinkEvent),
+    /// From the arbiter.
+    Arbiter(CallId, ArbiterReply),
+    /// From the logging channel.
+    Channel(ChannelEvent),
+    /// A state transfer began, with the VM stopped for so long (in ns), or failed.
+    Transfer(SessionId, Result<TransferBegun, String>),
+    /// The child that streamed the state has ended.
+    TransferEnded(SessionId, Result<u64, String>),
+    /// An operator's command.
+    Command(Command),
+    /// Somebody wants to know.
+    Status(Sender<StatusReport>),
+    /// Stop the vCPU, or let it run.
+    Pause(bool),
+    /// Nothing: asks whether the session is still there.
+    Nothing,
+    /// This process is asked to end.
+    Stop,
+}
+
+/// The start of a state transfer.
+#[derive(Debug, Clone, Copy)]
+pub struct TransferBegun {
+    /// How long the VM stood still, in ns.
+    pub stop_ns: u64,
+    /// The exit that the log begins at.
+    pub exit: format::ExitNumber,
+    /// The process that streams the state.
+    pub child: i32,
+}
+
+impl From<FromPrimary> for SessionEvent {
+    fn from(event: FromPrimary) -> Self {
+        Self::Primary(event)
+    }
+}
+
+impl From<FromBackup> for SessionEvent {
+    fn from(event: FromBackup) -> Self {
+        Self::Backup(event)
+    }
+}

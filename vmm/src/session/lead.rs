@@ -1,0 +1,443 @@
+//! The primary's side: the live VM, its log, its gate, the transfer to a standby.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use devices::Effect;
+use format::{AckRecord, ControlOp, Epoch, ExitNumber, Seq, SessionId};
+use ft::{Event, GateMode, GoLive, HostId, Mark, Origin, Quiesce, Time};
+use vhost_ftlog::config_space::{Reach, Role, SessionParams};
+use vhost_ftlog::frontend::Acks;
+
+use super::driver::{Session, SessionError};
+use super::event::{SessionEvent, TransferBegun};
+use super::status::{LagReport, OutputReport, StatusReport, TransferReport};
+use super::{clock, transfer, world};
+use crate::io::Delivery;
+use crate::vm::{ChannelLog, Command, FromPrimary, KvmMachine, LogPosition, Primary, host_ns};
+
+/// When the MAC is announced after going live.
+const ANNOUNCE_MS: [u64; 6] = [0, 50, 200, 500, 1_000, 2_000];
+
+/// What a primary has.
+pub(super) struct Leader {
+    /// A VM that waits for its first epoch.
+    cold: Option<KvmMachine>,
+    vm: Option<Primary>,
+    wall_at_birth: u64,
+    mac: Option<[u8; 6]>,
+    announce: Vec<Instant>,
+    logging: Option<Logging>,
+    guest_off: bool,
+}
+
+/// The log of a session.
+struct Logging {
+    session: SessionId,
+    acks: Acks,
+    position: Arc<LogPosition>,
+    start: Option<Mark>,
+    since: Instant,
+    child: Option<i32>,
+}
+
+impl Leader {
+    pub(super) fn new(cold: Option<KvmMachine>) -> Self {
+        Self {
+            cold,
+            vm: None,
+            wall_at_birth: 0,
+            mac: None,
+            announce: Vec::new(),
+            logging: None,
+            guest_off: false,
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.vm.is_some()
+    }
+
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.logging.as_ref().map(|logging| logging.session)
+    }
+
+    fn command(&self, command: Command) {
+        if let Some(vm) = &self.vm
+            && !vm.vcpu().command(command)
+        {
+            tracing::warn!("the vCPU's thread takes no commands any more");
+        }
+    }
+
+    pub(super) fn pause(&self, on: bool) {
+        let (reply, _) = std::sync::mpsc::channel();
+        self.command(if on {
+            Command::Pause(reply)
+        } else {
+            Command::Resume(reply)
+        });
+    }
+
+    pub(super) fn set_gate(&self, mode: GateMode) {
+        if let Some(vm) = &self.vm {
+            vm.io().set_gate(mode);
+        }
+    }
+
+    pub(super) fn inject(&self, op: ControlOp, data: Vec<u8>) {
+        self.command(Command::Inject(op, data));
+    }
+
+    pub(super) fn quiesce(&self, why: Quiesce) {
+        self.command(Command::Quiesce(match why {
+            Quiesce::SwitchOver => Some(ControlOp::SwitchOver),
+            Quiesce::PowerOff => None,
+        }));
+    }
+
+    pub(super) fn fold(&self) {
+        if let Some(vm) = &self.vm {
+            vm.io().fold();
+        }
+    }
+
+    pub(super) fn unquarantine(&self) {
+        if let Some(vm) = &self.vm {
+            vm.io().unquarantine();
+        }
+    }
+
+    pub(super) fn resume(&self) {
+        self.command(Command::Unquiesce);
+    }
+
+    /// The position behind the newest append.
+    fn log_end(&self) -> Seq {
+        self.logging
+            .as_ref()
+            .map_or(Seq(0), |logging| logging.position.next())
+    }
+
+    /// What the protocol wants to know of the log at every turn.
+    pub(super) fn positions(&self) -> Vec<Event> {
+        let (Some(vm), Some(logging)) = (&self.vm, &self.logging) else {
+            return Vec::new();
+        };
+        let session = logging.session;
+        if logging.start.is_none() {
+            return Vec::new();
+        }
+        let (received, replayed) = logging.acks.progress();
+        let mark = Mark {
+            next: logging.position.next(),
+            exit: ExitNumber(vm.position().exit()),
+            ran: Duration::from_nanos(vm.position().virtual_ns()),
+            at: Time(host_ns()),
+        };
+        let stats = vm.io().gate_stats();
+        let released = if stats.held == 0 {
+            stats.released_upto.max(received)
+        } else {
+            stats.released_upto
+        };
+        vec![
+            Event::Appended { session, mark },
+            Event::Acked {
+                session,
+                record: AckRecord { received, replayed },
+            },
+            Event::Released {
+                session,
+                upto: released,
+            },
+        ]
+    }
+
+    /// Announces the MAC as often as is due.
+    pub(super) fn announce(&mut self) {
+        let (Some(vm), Some(mac)) = (&self.vm, self.mac) else {
+            return;
+        };
+        let now = Instant::now();
+        let due = self.announce.iter().filter(|at| **at <= now).count();
+        self.announce.retain(|at| *at > now);
+        for _ in 0..due {
+            vm.io().announce(world::announcement(mac));
+        }
+    }
+
+    /// Stops the VM and lets go of everything.
+    pub(super) fn drop_vm(&mut self) {
+        self.end_log();
+        self.vm = None;
+        self.cold = None;
+    }
+
+    fn end_log(&mut self) {
+        let Some(logging) = self.logging.take() else {
+            return;
+        };
+        logging.position.abandon();
+        self.command(Command::EndLog);
+        if let Some(vm) = &self.vm {
+            vm.io().unwatch();
+        }
+        if let Some(child) = logging.child {
+            transfer::kill(child);
+        }
+    }
+
+    pub(super) fn report(&self, report: &mut StatusReport) {
+        let Some(vm) = &self.vm else { return };
+        report.exits = vm.position().exit();
+        report.virtual_time_s = vm.position().virtual_ns() as f64 / 1e9;
+        let gate = vm.io().gate_stats();
+        report.output = OutputReport {
+            held: gate.held,
+            oldest_ms: gate.oldest_ns as f64 / 1e6,
+            released: gate.released,
+        };
+        if let Some(logging) = &self.logging {
+            let (received, replayed) = logging.acks.progress();
+            let next = logging.position.next();
+            report.log_bytes = logging.position.bytes();
+            report.lag = LagReport {
+                appends: next.0.saturating_sub(replayed.0),
+                unacknowledged: next.0.saturating_sub(received.0),
+            };
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn from_primary(&mut self, event: FromPrimary) -> Result<(), SessionError> {
+        match event {
+            FromPrimary::GuestOff => {
+                self.leader.guest_off = true;
+                self.tell(Event::GuestOff)
+            }
+            FromPrimary::Quiesced => {
+                let why = if self.leader.guest_off {
+                    Quiesce::PowerOff
+                } else {
+                    Quiesce::SwitchOver
+                };
+                self.tell(Event::Quiesced {
+                    why,
+                    end: self.leader.log_end(),
+                })
+            }
+            FromPrimary::Failed(why) => Err(SessionError::Fatal(why)),
+            FromPrimary::Io(Delivery::GateHolds(session, at)) => {
+                self.tell(Event::GateHolds { session, at })
+            }
+            FromPrimary::Io(Delivery::Folded) => self.tell(Event::Folded),
+            FromPrimary::Io(Delivery::GateGap(gap)) => self.tell(Event::GateGap(gap)),
+            FromPrimary::Io(Delivery::Quit) => {
+                let _ = self.sender.send(SessionEvent::Stop);
+                Ok(())
+            }
+            FromPrimary::Io(Delivery::Input(_)) => Ok(()),
+        }
+    }
+
+    /// Opens the session's channel, and starts the transfer on a thread: it connects first.
+    pub(super) fn start_transfer(&mut self, to: HostId, session: SessionId, epoch: Epoch) {
+        if let Err(why) = self.try_start_transfer(to, session, epoch) {
+            let _ = self.sender.send(SessionEvent::Transfer(session, Err(why)));
+        }
+    }
+
+    fn try_start_transfer(
+        &mut self,
+        to: HostId,
+        session: SessionId,
+        epoch: Epoch,
+    ) -> Result<(), String> {
+        let ports = self
+            .settings
+            .ports_of(to)
+            .ok_or("this host has no address")?;
+        let vm = self.leader.vm.as_ref().ok_or("no VM runs here")?;
+        let reach = Reach::Dial(ports.channel());
+        let params = SessionParams {
+            session,
+            epoch,
+            role: Role::Sender,
+            reach,
+        };
+        let parts = self
+            .channel
+            .open(params, Seq(0))
+            .map_err(|error| error.to_string())?;
+        let position = Arc::new(LogPosition::default());
+        vm.io().watch(session, parts.acks.clone());
+        let log = ChannelLog::new(parts.producer, Arc::clone(&position));
+        self.leader.logging = Some(Logging {
+            session,
+            acks: parts.acks,
+            position,
+            start: None,
+            since: Instant::now(),
+            child: None,
+        });
+        let (link, sender, vcpu) = (
+            Arc::clone(&self.link),
+            self.sender.clone(),
+            vm.vcpu().clone(),
+        );
+        let wall_at_birth = self.leader.wall_at_birth;
+        std::thread::Builder::new()
+            .name("transfer".to_owned())
+            .spawn(move || {
+                let failed = sender.clone();
+                let fail = move |why: String| {
+                    let _ = failed.send(SessionEvent::Transfer(session, Err(why)));
+                };
+                let stream = match link.open_bulk(&to, session) {
+                    Ok(stream) => stream,
+                    Err(error) => return fail(format!("connect to {to}: {error}")),
+                };
+                let begin = move |state: &replay::MachineState, memory: &hypervisor::GuestRam| {
+                    let stopped = Instant::now();
+                    let exit = state.exit();
+                    let begun = transfer::start(state, memory, wall_at_birth, stream);
+                    let begun = begun
+                        .map_err(|error| format!("fork: {error}"))
+                        .map(|child| TransferBegun {
+                            stop_ns: stopped.elapsed().as_nanos() as u64,
+                            exit,
+                            child,
+                        });
+                    let _ = sender.send(SessionEvent::Transfer(session, begun));
+                };
+                if !vcpu.command(Command::StartLog(log, Box::new(begin))) {
+                    fail("the VM has ended".to_owned());
+                }
+            })
+            .map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    pub(super) fn transfer_begun(
+        &mut self,
+        session: SessionId,
+        begun: Result<TransferBegun, String>,
+    ) -> Result<(), SessionError> {
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(why) => return self.tell(Event::TransferFailed { session, why }),
+        };
+        let sender = self.sender.clone();
+        let child = begun.child;
+        std::thread::Builder::new()
+            .name("transfer-wait".to_owned())
+            .spawn(move || {
+                let ended = transfer::wait(child).map(|()| host_ns());
+                let _ = sender.send(SessionEvent::TransferEnded(session, ended));
+            })?;
+        let Some(logging) = &mut self.leader.logging else {
+            transfer::kill(child);
+            return Ok(());
+        };
+        if logging.session != session {
+            transfer::kill(child);
+            return Ok(());
+        }
+        logging.child = Some(child);
+        let start = Mark {
+            next: Seq(0),
+            exit: begun.exit,
+            ran: Duration::ZERO,
+            at: Time(host_ns()),
+        };
+        logging.start = Some(start);
+        self.transfer = Some(TransferReport {
+            stop_ms: begun.stop_ns as f64 / 1e6,
+            total_ms: 0.0,
+        });
+        self.tell(Event::TransferStarted { session, start })
+    }
+
+    pub(super) fn transfer_ended(
+        &mut self,
+        session: SessionId,
+        ended: Result<u64, String>,
+    ) -> Result<(), SessionError> {
+        let Some(logging) = &mut self.leader.logging else {
+            return Ok(());
+        };
+        if logging.session != session {
+            return Ok(());
+        }
+        logging.child = None;
+        match ended {
+            Ok(_) => {
+                let total_ms = logging.since.elapsed().as_secs_f64() * 1e3;
+                if let Some(report) = &mut self.transfer {
+                    report.total_ms = total_ms;
+                }
+                self.note("transfer-sent", format!("state sent in {total_ms:.1} ms"));
+                Ok(())
+            }
+            Err(why) => self.tell(Event::TransferFailed { session, why }),
+        }
+    }
+
+    pub(super) fn end_session(&mut self, session: SessionId) {
+        if self.leader.session() != Some(session) {
+            return;
+        }
+        self.leader.end_log();
+        if let Err(error) = self.channel.close() {
+            tracing::warn!(%error, "the channel's session was not closed in order");
+        }
+    }
+
+    /// Acts on the world from here on.
+    pub(super) fn go_live(&mut self, live: GoLive) -> Result<(), SessionError> {
+        let (machine, pending, behind_ns) = match live.origin {
+            Origin::Cold => {
+                let machine = self.leader.cold.take();
+                let machine =
+                    machine.ok_or_else(|| SessionError::Fatal("there is no VM to start".into()))?;
+                self.leader.wall_at_birth = clock::wall_at_birth(machine.board().now());
+                (machine, Vec::new(), 0)
+            }
+            Origin::TakeOver { released, .. } => self.take_over(released)?,
+        };
+        self.leader.mac = machine.board().config().net.as_ref().map(|net| net.mac);
+        self.leader.guest_off = machine.has_ended();
+        let backends =
+            world::open(&self.devices, &live.record.quarantine).map_err(SessionError::Fatal)?;
+        let sender = self.sender.clone();
+        let vm = Primary::start(machine, backends, behind_ns, pending, sender)
+            .map_err(|error| SessionError::Fatal(error.to_string()))?;
+        self.leader.vm = Some(vm);
+        let now = Instant::now();
+        self.leader.announce = ANNOUNCE_MS
+            .iter()
+            .map(|ms| now + Duration::from_millis(*ms))
+            .collect();
+        self.mark(|report, ms| report.live_ms = ms);
+        self.note("live", format!("epoch {}", live.record.epoch));
+        self.tell(Event::Live)
+    }
+
+    fn take_over(&mut self, released: Seq) -> Result<(KvmMachine, Vec<Effect>, u64), SessionError> {
+        let handover = self.follower.hand_over();
+        let handover = handover.ok_or_else(|| SessionError::Fatal("the replica is gone".into()))?;
+        let unsent = handover
+            .recent
+            .into_iter()
+            .filter(|(next, _)| *next > released);
+        let pending = unsent
+            .map(|(_, effect)| effect)
+            .chain(handover.unconfirmed)
+            .collect();
+        let behind = clock::behind(handover.machine.board().now(), handover.epoch_wall_ns);
+        self.leader.wall_at_birth = handover.epoch_wall_ns;
+        Ok((handover.machine, pending, behind))
+    }
+}

@@ -1,0 +1,28 @@
+//! The session: drives the protocol's replica on this host and does what it says.
+//!
+//! ```text
+//!  link ──┐                       ┌──▶ link            (messages to other VMMs)
+//!  arbiter┤                       ├──▶ arbiter         (test-and-set of epochs)
+//!  channel┼─▶ events ─▶ Replica ─▶┼──▶ channel         (sessions of the log)
+//!  vCPU ──┤            (crate ft) ├──▶ primary/replica (the machine's threads)
+//!  beats ─┘                       └──▶ gate, beats, status
+//! ```
+//! One owner: the session's thread owns the replica and every handle; other threads send it events.
+//! What always holds: actions are done in their order, and none waits for an answer.
+
+mod beats;
+mod clock;
+mod config;
+mod driver;
+mod event;
+mod follow;
+mod lead;
+mod settings;
+mod status;
+mod transfer;
+mod world;
+
+pub use config::FtSettings;
+pub use driver::{Session, SessionError};
+pub use settings::Devices;
+pub use status::{EventRecord, StatusReport};

@@ -1,0 +1,372 @@
+//! A replica on a thread of its own: it takes a primary's state, then follows its log.
+
+use std::io::{BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::Effect;
+use format::{EntryReader, Seq};
+use ft::SectorRange;
+use hypervisor::kvm::{KvmVcpu, KvmVm};
+use hypervisor::{GuestRam, Kicker, Vcpu};
+use replay::{ReplayError, Replayed, Replayer, SavedError, load_machine};
+use thiserror::Error;
+use transfer::Reader;
+use vhost_ftlog::frontend::LogConsumer;
+
+use super::boot::create;
+use super::runner::VmPosition;
+use super::{Host, KvmMachine};
+
+/// How long the thread sleeps at the most when the log is silent.
+const IDLE: Duration = Duration::from_millis(20);
+/// How often the session is told how far replay is.
+const TELL_EVERY: Duration = Duration::from_millis(10);
+/// How many bytes of state come between two tellings.
+const TELL_BYTES: u64 = 4 << 20;
+/// Confirmed effects that are kept because the primary may not have released them.
+const MAX_RECENT: usize = 4096;
+
+/// The section of a state transfer with the wall clock at virtual time 0, in ns since 1970.
+pub const CLOCK_TAG: &str = "clock";
+/// Its schema.
+pub const CLOCK_SCHEMA: u32 = 1;
+
+/// What a replica tells its session.
+#[derive(Debug)]
+pub enum FromBackup {
+    /// So many bytes of the state have come.
+    StateReceived(u64),
+    /// The state is loaded and the log replayed up to here.
+    Replayed(Seq),
+    /// The state could not be loaded, or the replica cannot run.
+    LoadFailed(String),
+    /// The replica diverged: exit, expected, found, report.
+    Diverged(u64, u64, u64, String),
+    /// The log's end: nothing beyond this position will come any more.
+    Closed(Seq),
+    /// As `Drain` asked: the guest's outstanding writes, and whether it is off.
+    Drained(Vec<SectorRange>, bool),
+}
+
+enum ToBackup {
+    End,
+    Drain(Seq),
+    HandOver(Sender<Handover>),
+}
+
+/// What a replica leaves to the primary that it becomes.
+pub struct Handover {
+    /// The machine.
+    pub machine: KvmMachine,
+    /// Network output with the position behind its log entry: the old primary may not have sent it.
+    pub recent: Vec<(Seq, Effect)>,
+    /// Effects of the present point that no log entry covers.
+    pub unconfirmed: Vec<Effect>,
+    /// Wall clock at virtual time 0, in ns since 1970.
+    pub epoch_wall_ns: u64,
+}
+
+/// A replica's thread. Dropping it stops and forgets the replica.
+pub struct Backup {
+    send: Sender<ToBackup>,
+    stop: Arc<Stop>,
+    position: Arc<VmPosition>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Stop {
+    asked: AtomicBool,
+    kicker: std::sync::Mutex<Option<Kicker>>,
+}
+
+impl Stop {
+    fn kick(&self) {
+        if let Some(kicker) = &*self.kicker.lock().expect("nobody panics with it") {
+            kicker.kick();
+        }
+    }
+}
+
+impl Backup {
+    /// Takes the state from `state` and the log from `log`.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start<T: From<FromBackup> + Send + 'static>(
+        host: Host,
+        state: impl Read + Send + 'static,
+        log: LogConsumer,
+        events: Sender<T>,
+    ) -> std::io::Result<Self> {
+        let (send, receive) = channel();
+        let stop = Arc::new(Stop::default());
+        let position = Arc::new(VmPosition::default());
+        let theirs = (Arc::clone(&stop), Arc::clone(&position));
+        let thread = std::thread::Builder::new()
+            .name("replica".to_owned())
+            .spawn(move || {
+                let (stop, position) = theirs;
+                let replica = Replica {
+                    receive,
+                    stop,
+                    position,
+                    events,
+                };
+                replica.run(&host, state, log);
+            })?;
+        Ok(Self {
+            send,
+            stop,
+            position,
+            thread: Some(thread),
+        })
+    }
+
+    /// How far the replica is.
+    pub fn position(&self) -> &VmPosition {
+        &self.position
+    }
+
+    /// Tells where the log ends, once the channel is closed.
+    pub fn end(&self) {
+        let _ = self.send.send(ToBackup::End);
+    }
+
+    /// Replays everything below `end`, then tells.
+    pub fn drain(&self, end: Seq) {
+        let _ = self.send.send(ToBackup::Drain(end));
+    }
+
+    /// Takes the machine out, once it is drained. None if the replica is gone.
+    pub fn hand_over(mut self) -> Option<Handover> {
+        let (reply, receive) = channel();
+        self.send.send(ToBackup::HandOver(reply)).ok()?;
+        let handover = receive.recv().ok();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        handover
+    }
+}
+
+impl Drop for Backup {
+    fn drop(&mut self) {
+        self.stop.asked.store(true, Ordering::SeqCst);
+        self.stop.kick();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error("the delivered log: {0}")]
+    Channel(#[from] vhost_ftlog::frontend::Error),
+    #[error("the delivered log: {0}")]
+    Format(#[from] format::Error),
+    #[error("stopped")]
+    Stopped,
+}
+
+struct Replica<T> {
+    receive: Receiver<ToBackup>,
+    stop: Arc<Stop>,
+    position: Arc<VmPosition>,
+    events: Sender<T>,
+}
+
+/// Counts what passes and tells.
+struct Counting<'a, R, T> {
+    inner: R,
+    bytes: u64,
+    told: u64,
+    events: &'a Sender<T>,
+}
+
+impl<R: Read, T: From<FromBackup>> Read for Counting<'_, R, T> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        self.bytes += len as u64;
+        if self.bytes - self.told >= TELL_BYTES || len == 0 {
+            self.told = self.bytes;
+            let _ = self
+                .events
+                .send(FromBackup::StateReceived(self.bytes).into());
+        }
+        Ok(len)
+    }
+}
+
+impl<T: From<FromBackup>> Replica<T> {
+    fn tell(&self, event: FromBackup) {
+        let _ = self.events.send(event.into());
+    }
+
+    fn run(self, host: &Host, state: impl Read, log: LogConsumer) {
+        let (machine, epoch_wall_ns) = match self.load(host, state) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let why = error.to_string();
+                tracing::error!(why, "the state could not be loaded");
+                return self.tell(FromBackup::LoadFailed(why));
+            }
+        };
+        *self.stop.kicker.lock().expect("nobody panics with it") = Some(machine.vcpu().kicker());
+        let mut following = Following {
+            replayer: Replayer::new(machine),
+            log,
+            next: Seq(0),
+            recent: Vec::new(),
+            told: Instant::now(),
+        };
+        following.replayer.keep_recent_output();
+        match self.follow(&mut following) {
+            Ok(reply) => {
+                let (machine, _, unconfirmed) = following.replayer.into_live();
+                let recent = following.recent;
+                let _ = reply.send(Handover {
+                    machine,
+                    recent,
+                    unconfirmed,
+                    epoch_wall_ns,
+                });
+            }
+            Err(Failure::Stopped | Failure::Replay(ReplayError::Stopped)) => {}
+            Err(Failure::Replay(ReplayError::Divergence(report))) => {
+                tracing::error!("{report}");
+                let (expected, found) = report.mismatch.numbers();
+                self.tell(FromBackup::Diverged(
+                    report.exit.0,
+                    expected,
+                    found,
+                    report.to_string(),
+                ));
+            }
+            Err(error) => {
+                tracing::error!(%error, "the replica cannot go on");
+                self.tell(FromBackup::Diverged(0, 0, 0, error.to_string()));
+            }
+        }
+    }
+
+    fn load(&self, host: &Host, state: impl Read) -> Result<(KvmMachine, u64), Failure> {
+        let counting = Counting {
+            inner: state,
+            bytes: 0,
+            told: 0,
+            events: &self.events,
+        };
+        let input = BufReader::with_capacity(1 << 20, counting);
+        let mut reader = Reader::new(input).map_err(SavedError::from)?;
+        let mut epoch_wall_ns = 0;
+        let machine = load_machine::<_, KvmVm, KvmVcpu, Failure>(
+            &mut reader,
+            |section| {
+                if section.tag == CLOCK_TAG {
+                    epoch_wall_ns = section.decode(CLOCK_SCHEMA).map_err(SavedError::from)?;
+                }
+                Ok(())
+            },
+            |state| {
+                let ram = GuestRam::new(state.memory_bytes())
+                    .map_err(hypervisor::Error::Ram)
+                    .map_err(SavedError::from)?;
+                Ok(create(ram, host).map_err(SavedError::from)?)
+            },
+        )?;
+        Ok((machine, epoch_wall_ns))
+    }
+
+    /// Follows the log until the machine is wanted.
+    fn follow(&self, following: &mut Following) -> Result<Sender<Handover>, Failure> {
+        let stop = || self.stop.asked.load(Ordering::SeqCst);
+        let mut drain: Option<Seq> = None;
+        self.tell(FromBackup::Replayed(Seq(0)));
+        loop {
+            match self.receive.try_recv() {
+                Ok(ToBackup::End) => self.tell(FromBackup::Closed(following.log.committed().1)),
+                Ok(ToBackup::Drain(end)) => drain = Some(end),
+                Ok(ToBackup::HandOver(reply)) => return Ok(reply),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Err(Failure::Stopped),
+            }
+            if stop() {
+                return Err(Failure::Stopped);
+            }
+            let moved = following.frame(&stop)?;
+            let machine = following.replayer.machine();
+            self.position.set(machine.exit().0, machine.board().now().0);
+            if moved && following.told.elapsed() >= TELL_EVERY {
+                following.told = Instant::now();
+                self.tell(FromBackup::Replayed(following.next));
+            }
+            if moved {
+                continue;
+            }
+            if drain.is_some_and(|end| following.next >= end) {
+                drain = None;
+                let writes = following.outstanding_writes();
+                let off = following.replayer.machine().has_ended();
+                self.tell(FromBackup::Drained(writes, off));
+            }
+            self.tell(FromBackup::Replayed(following.next));
+            following.log.wait(Duration::ZERO, Some(IDLE))?;
+        }
+    }
+}
+
+struct Following {
+    replayer: Replayer<KvmVm, KvmVcpu>,
+    log: LogConsumer,
+    next: Seq,
+    recent: Vec<(Seq, Effect)>,
+    told: Instant,
+}
+
+impl Following {
+    /// Replays the next frame; false where none is there.
+    fn frame(&mut self, stop: &dyn Fn() -> bool) -> Result<bool, Failure> {
+        let Some(delivered) = self.log.next_frame()? else {
+            return Ok(false);
+        };
+        let next = delivered.header.next();
+        for entry in EntryReader::new(delivered.body) {
+            let entry = entry?;
+            if let Replayed::Control(op) = self.replayer.entry(&entry, stop)? {
+                tracing::info!(?op, exit = %entry.exit, "control entry");
+            }
+        }
+        self.recent
+            .extend(self.replayer.take_recent().map(|effect| (next, effect)));
+        if self.recent.len() > MAX_RECENT {
+            self.recent.drain(..self.recent.len() - MAX_RECENT);
+        }
+        self.next = next;
+        self.log.release();
+        self.log.report_replayed(next);
+        Ok(true)
+    }
+
+    fn outstanding_writes(&self) -> Vec<SectorRange> {
+        let writes = self.replayer.machine().board().outstanding().into_iter();
+        writes
+            .filter_map(|effect| match effect {
+                Effect::DiskWrite { sector, data, .. } => Some(SectorRange {
+                    first: sector,
+                    count: (data.len() / devices::SECTOR_BYTES) as u64,
+                }),
+                _ => None,
+            })
+            .collect()
+    }
+}

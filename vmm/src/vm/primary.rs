@@ -1,0 +1,137 @@
+//! A live VM on threads of its own, as the session of a protected VM drives it.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+use devices::Effect;
+use ft::GateMode;
+use hypervisor::Vcpu;
+use replay::Recorder;
+
+use super::channel_log::VmLog;
+use super::live::{Backends, LiveError};
+use super::runner::{Told, VmPosition};
+use super::{Command, KvmMachine, Live, Pulse, PulseState, Runner, VcpuSender, inbox, reissue};
+use crate::io::{self, Delivery, IoConfig, IoHandle, IoThread};
+
+/// What a live VM tells its session.
+#[derive(Debug)]
+pub enum FromPrimary {
+    /// The guest has switched itself off.
+    GuestOff,
+    /// The guest has come to rest, as was asked.
+    Quiesced,
+    /// The vCPU's thread has ended with an error: the VM is lost.
+    Failed(String),
+    /// From the host I/O thread.
+    Io(Delivery),
+}
+
+/// A live VM. Dropping it stops the vCPU, drops what the gate holds, waits for the I/O in flight and
+/// closes TAP and image.
+pub struct Primary {
+    sender: VcpuSender<Command>,
+    position: Arc<VmPosition>,
+    io: IoHandle,
+    thread: Option<JoinHandle<()>>,
+    io_thread: Option<IoThread>,
+    pulse: Option<Pulse>,
+}
+
+struct TellSession<T>(Sender<T>);
+
+impl<T: From<FromPrimary> + Send> Told for TellSession<T> {
+    fn guest_off(&mut self) {
+        let _ = self.0.send(FromPrimary::GuestOff.into());
+    }
+
+    fn quiesced(&mut self) {
+        let _ = self.0.send(FromPrimary::Quiesced.into());
+    }
+}
+
+impl Primary {
+    /// Starts `machine` with a shut gate. Disk requests that it waits for are issued again, and then
+    /// `pending` goes into the gate.
+    ///
+    /// # Errors
+    /// Threads or io_uring.
+    pub fn start<T: From<FromPrimary> + Send + 'static>(
+        machine: KvmMachine,
+        backends: Backends,
+        behind_ns: u64,
+        pending: Vec<Effect>,
+        events: Sender<T>,
+    ) -> Result<Self, LiveError> {
+        let pulse_state = Arc::new(PulseState::default());
+        let kicker = machine.vcpu().kicker();
+        let (sender, inbox) = inbox(&pulse_state, Some(kicker.clone()));
+        let deliveries = events.clone();
+        let io_thread = io::spawn(IoConfig {
+            tap: backends.tap,
+            disk: backends.disk,
+            console: backends.console,
+            gate: GateMode::Shut,
+            deliver: sender.deliveries(move |delivery| {
+                let _ = deliveries.send(FromPrimary::Io(delivery).into());
+            }),
+        })?;
+        let handle = io_thread.handle();
+        for effect in reissue(&machine).into_iter().chain(pending) {
+            handle.emit(effect, None);
+        }
+        let pulse = Pulse::start(Arc::clone(&pulse_state), kicker).map_err(LiveError::Thread)?;
+        let now = machine.board().now();
+        let live = Live::new(now, behind_ns, inbox, Some(handle.clone()), pulse_state);
+        let mut runner = Runner::new(Recorder::new(machine, live, VmLog::Off));
+        let position = runner.position();
+        let thread = std::thread::Builder::new()
+            .name("vcpu".to_owned())
+            .spawn(move || {
+                let mut told = TellSession(events.clone());
+                if let Err(error) = runner.run_protected(&mut told) {
+                    tracing::error!(%error, "the VM cannot go on");
+                    let _ = events.send(FromPrimary::Failed(error.to_string()).into());
+                }
+            })
+            .map_err(LiveError::Thread)?;
+        Ok(Self {
+            sender,
+            position,
+            io: handle,
+            thread: Some(thread),
+            io_thread: Some(io_thread),
+            pulse: Some(pulse),
+        })
+    }
+
+    /// The way to the vCPU's thread.
+    pub fn vcpu(&self) -> &VcpuSender<Command> {
+        &self.sender
+    }
+
+    /// The way to the host I/O thread.
+    pub fn io(&self) -> &IoHandle {
+        &self.io
+    }
+
+    /// How far the VM is.
+    pub fn position(&self) -> &VmPosition {
+        &self.position
+    }
+}
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        self.io.discard_held();
+        let _ = self.sender.command(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the vCPU's thread panicked");
+        }
+        drop(self.pulse.take());
+        drop(self.io_thread.take());
+    }
+}
