@@ -66,10 +66,10 @@ impl Pit {
         if elapsed < edge {
             return false;
         }
-        self.ticks += 1;
+        self.ticks = self.ticks.saturating_add(1);
         self.next_edge = self.edge_interval().map(|interval| {
             let due = (elapsed - edge) / interval + 1;
-            self.lost_ticks += due - 1;
+            self.lost_ticks = self.lost_ticks.saturating_add(due - 1);
             edge + due * interval
         });
         true

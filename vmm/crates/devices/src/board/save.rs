@@ -9,6 +9,9 @@ use crate::pit::Pit;
 use crate::state::{BOARD_STATE_SCHEMA, BoardState, StateError};
 use crate::uart::Uart;
 
+/// More requests than any VM makes in its life; beyond it numbers could run out.
+const REQUEST_IDS_MAX: u64 = 1 << 62;
+
 impl Board {
     /// The state, complete. Effects must have been taken: they belong to the access that made them.
     pub fn save(&self) -> BoardState {
@@ -42,6 +45,12 @@ impl Board {
             outbox: Outbox::new(state.next_request_id),
             config: state.config,
         };
+        if board.outbox.next_request_id() > REQUEST_IDS_MAX {
+            return Err(StateError::Invalid {
+                device: "board",
+                field: "next_request_id",
+            });
+        }
         let newest = board
             .outstanding()
             .iter()

@@ -221,7 +221,7 @@ impl Net {
             sent += 1;
             match self.take_frame(ram, &buffer)? {
                 Some(frame) => context.outbox.push(Effect::NetTx(frame)),
-                None => self.tx_dropped += 1,
+                None => self.tx_dropped = self.tx_dropped.saturating_add(1),
             }
             queue.complete(ram, buffer.head, 0)?;
         }

@@ -386,6 +386,32 @@ pub(crate) fn run(ops: &[Op]) -> Reach {
     reach
 }
 
+/// Runs a script on the machine that bytes make when they are taken for a saved state with `changes` (where, what)
+/// made to it; false when no board has such a state. Panics where a device does.
+#[allow(dead_code, reason = "the fuzz target starts from power-on")]
+pub(crate) fn run_from_changed_state(first: &[Op], changes: &[(u16, u8)], then: &[Op]) -> bool {
+    let mut player = Player::new();
+    for op in first {
+        player.play(op);
+    }
+    let mut bytes = postcard::to_stdvec(&player.machine.board.save()).expect("plain data");
+    for (at, value) in changes {
+        let at = usize::from(*at) % bytes.len();
+        bytes[at] = *value;
+    }
+    let Ok(state) = postcard::from_bytes::<BoardState>(&bytes) else {
+        return false;
+    };
+    let Ok(board) = Board::restore(state) else {
+        return false;
+    };
+    player.machine.board = board;
+    for op in then {
+        player.play(op);
+    }
+    true
+}
+
 /// What the fuzz target runs: any bytes are a script.
 #[allow(
     dead_code,
