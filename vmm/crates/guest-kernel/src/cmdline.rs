@@ -32,8 +32,42 @@ pub struct CommandLine {
     parameters: Vec<Parameter>,
 }
 
-/// `loops_per_jiffy` that belongs to the time stamp counter: its ticks in 4 ms (CONFIG_HZ=250).
-const LOOPS_PER_JIFFY: u32 = ports::TSC_KHZ * 4;
+/// Parameters for a host that emulates ring 0.
+const EMULATED_RING0: &[(&str, &str)] = &[
+    (
+        "rodata=off",
+        "code is changed in place; page permissions are not split to 4 KiB",
+    ),
+    (
+        "lsm=none",
+        "no security modules: they are asked at every access",
+    ),
+    (
+        "cgroup_disable=memory",
+        "no accounting of each page to a group",
+    ),
+    ("psi=0", "no accounting of stalls at each change of process"),
+    ("init_on_alloc=0", "pages are not cleared twice"),
+    ("nr_cpus=1", "tables are not made for 8192 processors"),
+    ("numa=off", "one node"),
+    (
+        "percpu_alloc=page",
+        "per-CPU memory without clearing 2 MiB for one processor",
+    ),
+    (
+        "8250.nr_uarts=1",
+        "the machine has one serial port: three are not looked for",
+    ),
+    (
+        "rootfstype=ramfs",
+        "the cheaper of the two file systems for the initial RAM disk",
+    ),
+    (
+        "retain_initrd",
+        "the RAM disk's memory is not given back page by page",
+    ),
+    ("cryptomgr.notests", "no self-tests of ciphers"),
+];
 
 impl CommandLine {
     /// The parameters that every guest needs.
@@ -46,10 +80,9 @@ impl CommandLine {
             "loglevel=4",
             "each character of a message is an exit: warnings and errors only",
         );
-        line.add("noapic", "the machine has two 8259 and no I/O APIC");
         line.add(
             "nolapic",
-            "the machine has no local APIC: the tick comes from the 8254",
+            "the machine has no APIC: two 8259, and the tick comes from the 8254",
         );
         line.add("acpi=off", "the machine has no ACPI tables");
         line.add(
@@ -66,15 +99,8 @@ impl CommandLine {
         );
         line.add(
             format!("tsc_early_khz={}", ports::TSC_KHZ),
-            "the counter counts virtual nanoseconds: exact, nothing to calibrate",
-        );
-        line.add(
-            format!("lpj={LOOPS_PER_JIFFY}"),
-            "delay loops count the same counter",
-        );
-        line.add(
-            "no_timer_check",
-            "there is no I/O APIC whose timer pin could be wrong",
+            "the counter counts virtual nanoseconds: exact, nothing to calibrate, and delay loops \
+             (lpj) follow from it",
         );
         line.add(
             "highres=off",
@@ -85,14 +111,10 @@ impl CommandLine {
             ClockTick::Periodic => line.add("nohz=off", "the same tick at all times"),
         };
         line.add(
-            "nopti",
-            "the #GP stub lies outside the text that page-table isolation maps",
-        );
-        line.add(
             "mitigations=off",
-            "return thunks and retpolines are linked away at load",
+            "return thunks and retpolines are linked away at load, and the #GP stub lies outside the \
+             text that page-table isolation maps",
         );
-        line.add("nokaslr", "addresses are those of the image");
         line.add("panic=-1", "a panic resets the machine at once");
         line.add(
             "reboot=k",
@@ -104,37 +126,10 @@ impl CommandLine {
     /// Adds what suits a host that emulates ring 0: needed by the patches for such hosts
     /// (`rodata=off`), or shorter.
     pub fn emulated_ring0(&mut self) -> &mut Self {
-        self.add(
-            "rodata=off",
-            "code is changed in place; page permissions are not split to 4 KiB",
-        );
-        self.add("init_on_alloc=0", "pages are not cleared twice");
-        self.add("numa=off", "one node");
-        self.add("nr_cpus=1", "tables are not made for 8192 processors");
-        self.add(
-            "cgroup_disable=memory",
-            "no accounting of each page to a group",
-        );
-        self.add("psi=0", "no accounting of stalls at each change of process");
-        self.add("audit=0", "no audit records");
-        self.add("apparmor=0", "no checks against profiles that nobody loads");
-        self.add(
-            "io_delay=none",
-            "no exit to port 0x80 after each access to the timer",
-        );
-        self.add(
-            "8250.nr_uarts=1",
-            "the machine has one serial port: three are not looked for",
-        );
-        self.add(
-            "rootfstype=ramfs",
-            "the cheaper of the two file systems for the initial RAM disk",
-        );
-        self.add(
-            "retain_initrd",
-            "the RAM disk's memory is not given back page by page",
-        );
-        self.add("cryptomgr.notests", "no self-tests of ciphers")
+        for (text, why) in EMULATED_RING0 {
+            self.add(*text, why);
+        }
+        self
     }
 
     /// Adds a parameter of the caller (address, options of a user).
@@ -175,9 +170,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn delay_loops_agree_with_the_counter() {
+    fn counter_runs_at_one_gigahertz() {
         let line = CommandLine::new(ClockTick::Periodic).to_string();
-        assert!(line.contains("tsc_early_khz=1000000 lpj=4000000"), "{line}");
+        assert!(line.contains(" tsc_early_khz=1000000 "), "{line}");
+        assert!(line.contains(" nohz=off "), "{line}");
+    }
+
+    #[test]
+    fn every_parameter_has_its_reason_and_comes_once() {
+        let mut line = CommandLine::new(ClockTick::StopsInIdle);
+        line.emulated_ring0();
+        let mut seen = Vec::new();
+        for (text, why) in line.explain() {
+            assert!(!why.is_empty() && !text.contains(' '), "{text}");
+            assert!(!seen.contains(&text), "{text} comes twice");
+            seen.push(text);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use guest_kernel::{
     FastBoot, ImageError, KernelImage, Missed, PatchPlan, PatchSet, PlanError, PlanOptions,
-    QuirkSet, payload, plan,
+    QuirkSet, SensitiveInsn, payload, plan, scan_module,
 };
 
 /// All quirks, all of fast boot.
@@ -252,6 +252,44 @@ fn changed_code_is_refused_with_place_and_bytes() {
         );
         assert!(text.contains("expected [90, 90, 90, fc, e8"), "{text}");
         assert!(text.contains("found [90, 90, 90, 90, e8"), "{text}");
+    }
+}
+
+#[test]
+fn modules_of_the_guest_image_have_no_sensitive_instruction() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.cache/guest/modules");
+    let entries = std::fs::read_dir(modules).into_iter().flatten();
+    let mut scanned = 0;
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.extension().is_some_and(|extension| extension == "ko") {
+            let scan = scan_module(&std::fs::read(&path).unwrap()).unwrap();
+            assert!(
+                scan.code_bytes > 500,
+                "{}: {} bytes",
+                path.display(),
+                scan.code_bytes
+            );
+            assert_eq!(scan.found, [], "{}", path.display());
+            scanned += 1;
+        }
+    }
+    if scanned == 0 {
+        eprintln!(
+            "skipped: modules_of_the_guest_image_have_no_sensitive_instruction: no guest image"
+        );
+    }
+}
+
+/// A kernel is not a module, but it is an ELF file with the instructions that are looked for.
+#[test]
+fn scan_finds_what_is_there() {
+    for path in kernels("scan_finds_what_is_there").iter().take(1) {
+        let elf = payload::unpack(&std::fs::read(path).unwrap())
+            .unwrap()
+            .vmlinux;
+        let scan = scan_module(&elf).unwrap();
+        let count = |insn| scan.found.iter().filter(|found| found.insn == insn).count();
+        assert!(count(SensitiveInsn::Rdrand) > 0 && count(SensitiveInsn::Rdtsc) > 20);
     }
 }
 

@@ -54,6 +54,16 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         Skip::Zero,
         "no type information for BPF programs in the guest",
     ),
+    (
+        "register_btf_kfunc_id_set",
+        Skip::Zero,
+        "nor for functions that they may call",
+    ),
+    (
+        "init_hw_perf_events",
+        Skip::Zero,
+        "no performance counters in the machine",
+    ),
     ("blake2s_selftest", Skip::One, "self-test"),
     (
         "free_initmem",
@@ -106,6 +116,16 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         "init_cache_random_seq",
         Skip::Zero,
         "objects of a slab in order of address",
+    ),
+    (
+        "unwind_module_init",
+        Skip::Return,
+        "no lookup tables for stack traces of modules either",
+    ),
+    (
+        "check_version",
+        Skip::One,
+        "symbol versions of modules are not compared: they are this kernel's",
     ),
     ("init_kprobes", Skip::Zero, "no kprobes in the guest"),
 ];
