@@ -86,33 +86,24 @@ impl Board {
 
     /// Takes an input. One that is rejected has changed nothing.
     pub fn apply<M: GuestMemory>(&mut self, ram: &M, input: Input) -> Result<(), Rejected> {
-        let Board {
-            pci,
-            outbox,
-            now,
-            uart,
-            ..
-        } = self;
-        let mut outside = Outside {
-            ram,
-            outbox,
-            now: *now,
-        };
         match input {
             Input::Time(to) => self.advance(ram, to)?,
+            Input::ConsoleRx(bytes) if bytes.len() > self.uart.rx_room() => {
+                return Err(Rejected::NoRoom);
+            }
+            Input::ConsoleRx(bytes) => self.uart.receive(&bytes),
             Input::NetRx(frame) => {
+                let (pci, mut outside) = self.pci_and_outside(ram);
                 let net = pci.net.as_mut().ok_or(Rejected::NotRunning)?;
                 net.receive(&mut outside, &frame)?;
             }
-            Input::ConsoleRx(bytes) if bytes.len() > uart.rx_room() => {
-                return Err(Rejected::NoRoom);
-            }
-            Input::ConsoleRx(bytes) => uart.receive(&bytes),
             Input::DiskDone { id, status, data } => {
+                let (pci, mut outside) = self.pci_and_outside(ram);
                 let disk = pci.disk.as_mut().ok_or(Rejected::UnknownRequest(id))?;
                 disk.done(&mut outside, id, status, &data)?;
             }
             Input::Entropy { id, data } => {
+                let (pci, mut outside) = self.pci_and_outside(ram);
                 let entropy = pci.entropy.as_mut().ok_or(Rejected::UnknownRequest(id))?;
                 entropy.done(&mut outside, id, &data)?;
             }
@@ -129,14 +120,24 @@ impl Board {
         if self.pit.advance(to) {
             self.pics.pulse(TIMER_IRQ);
         }
-        if let Some(net) = &mut self.pci.net {
-            net.advance(&mut Outside {
-                ram,
-                outbox: &mut self.outbox,
-                now: to,
-            });
+        let (pci, mut outside) = self.pci_and_outside(ram);
+        if let Some(net) = &mut pci.net {
+            net.advance(&mut outside);
         }
         Ok(())
+    }
+
+    /// The bus, and what its devices work with.
+    fn pci_and_outside<'a, M: GuestMemory>(
+        &'a mut self,
+        ram: &'a M,
+    ) -> (&'a mut Pci, Outside<'a, M>) {
+        let outside = Outside {
+            ram,
+            outbox: &mut self.outbox,
+            now: self.now,
+        };
+        (&mut self.pci, outside)
     }
 
     /// Brings the interrupt lines to what the devices' states say.

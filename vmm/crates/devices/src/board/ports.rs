@@ -7,7 +7,6 @@ use vm_memory::GuestMemory;
 
 use super::{Board, BusAddress};
 use crate::effect::Effect;
-use crate::outbox::Outside;
 
 const UART: u16 = 0x3f8;
 const UART_LAST: u16 = UART + 7;
@@ -46,14 +45,7 @@ impl Board {
         match (port, data.len()) {
             (PCI_ADDRESS, 4) => data.copy_from_slice(&self.pci.address().to_le_bytes()),
             (PCI_DATA..=PCI_DATA_LAST, len) if usize::from(port - PCI_DATA) + len <= 4 => {
-                let Board {
-                    pci, outbox, now, ..
-                } = self;
-                let mut outside = Outside {
-                    ram,
-                    outbox,
-                    now: *now,
-                };
+                let (pci, mut outside) = self.pci_and_outside(ram);
                 pci.read_data(&mut outside, usize::from(port - PCI_DATA), data);
             }
             _ => {
@@ -72,14 +64,7 @@ impl Board {
                 self.pci.set_address(u32::from_le_bytes([b0, b1, b2, b3]));
             }
             (PCI_DATA..=PCI_DATA_LAST, data) if usize::from(port - PCI_DATA) + data.len() <= 4 => {
-                let Board {
-                    pci, outbox, now, ..
-                } = self;
-                let mut outside = Outside {
-                    ram,
-                    outbox,
-                    now: *now,
-                };
+                let (pci, mut outside) = self.pci_and_outside(ram);
                 pci.write_data(&mut outside, usize::from(port - PCI_DATA), data);
             }
             _ => {
@@ -93,18 +78,8 @@ impl Board {
 
     /// A load from a physical address that is not RAM.
     pub fn mmio_read<M: GuestMemory>(&mut self, ram: &M, addr: u64, data: &mut [u8]) {
-        let Board {
-            pci, outbox, now, ..
-        } = self;
-        if !pci.read_memory(
-            &mut Outside {
-                ram,
-                outbox,
-                now: *now,
-            },
-            addr,
-            data,
-        ) {
+        let (pci, mut outside) = self.pci_and_outside(ram);
+        if !pci.read_memory(&mut outside, addr, data) {
             data.fill(0xff);
         }
         self.wire();
@@ -112,18 +87,8 @@ impl Board {
 
     /// A store to a physical address that is not RAM.
     pub fn mmio_write<M: GuestMemory>(&mut self, ram: &M, addr: u64, data: &[u8]) {
-        let Board {
-            pci, outbox, now, ..
-        } = self;
-        pci.write_memory(
-            &mut Outside {
-                ram,
-                outbox,
-                now: *now,
-            },
-            addr,
-            data,
-        );
+        let (pci, mut outside) = self.pci_and_outside(ram);
+        pci.write_memory(&mut outside, addr, data);
         self.wire();
     }
 
