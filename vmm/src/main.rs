@@ -2,6 +2,7 @@
 //!
 //! Here are only the command line and its dispatch; each command is a module of `commands`.
 
+mod api;
 mod cli;
 mod commands;
 mod config;

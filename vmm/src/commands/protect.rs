@@ -1,14 +1,16 @@
 //! `pollux run --protect` and `pollux standby`: a VM that survives its host.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::Outcome;
 use super::run::merged;
+use crate::api;
 use crate::cli::{RunOptions, StandbyOptions};
 use crate::config::{self, VmOptions};
 use crate::config_ft::FtOptions;
 use crate::io::{Disk, DiskMode};
-use crate::session::{Devices, FtSettings, Session};
+use crate::session::{Devices, FtSettings, Session, SessionControl};
 use crate::vm;
 
 /// Boots or restores a VM and protects it.
@@ -79,9 +81,19 @@ fn devices(vm: &VmOptions) -> Devices {
 
 fn run(session: Session, vm: &VmOptions) -> Outcome {
     let handle = session.handle();
+    let control = Arc::new(SessionControl::new(
+        handle.sender.clone(),
+        Arc::clone(&handle.log),
+    ));
+    let api = vm
+        .api
+        .as_deref()
+        .map(|path| api::Server::start(path, control))
+        .transpose()?;
     super::signals::on_stop(move || handle.stop())?;
-    let _ = vm;
-    let leave = session.run()?;
+    let leave = session.run();
+    drop(api);
+    let leave = leave?;
     eprintln!("pollux: ended: {leave:?}");
     Ok(ExitCode::SUCCESS)
 }

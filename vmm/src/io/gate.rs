@@ -1,6 +1,7 @@
 //! The output gate of this VM: the protocol's gate over effects, fed by the channel's
 //! acknowledgements.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -14,8 +15,11 @@ use crate::vm::host_ns;
 /// How often a gate that holds runs at least: four times in its gap limit, and more.
 pub(super) const TICK: Duration = Duration::from_millis(30);
 
+/// Waits kept for the quantiles.
+const MAX_WAITS: usize = 512;
+
 /// What the gate holds and has held.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GateStats {
     /// Effects held now.
     pub held: u64,
@@ -25,16 +29,20 @@ pub struct GateStats {
     pub released: u64,
     /// Effects that waited for a position below this are released.
     pub released_upto: Seq,
+    /// How long effects were held lately, p50 and p99 in us: the wait for acknowledgements.
+    pub held_us: Option<(f64, f64)>,
 }
 
 /// The gate.
 pub(super) struct Gate {
-    gate: OutputGate<(Effect, Seq)>,
+    gate: OutputGate<(Effect, Seq, u64)>,
     acks: Option<(SessionId, Acks)>,
     released: u64,
     released_upto: Seq,
     /// Position of the newest effect that came.
     newest: Seq,
+    /// How long the newest effects were held, in ns.
+    waits: VecDeque<u64>,
 }
 
 fn now() -> Time {
@@ -51,6 +59,7 @@ impl Gate {
             released: 0,
             released_upto: Seq(0),
             newest: Seq(0),
+            waits: VecDeque::new(),
         }
     }
 
@@ -82,7 +91,9 @@ impl Gate {
         let needs = needs.unwrap_or(self.newest);
         self.newest = needs;
         let bytes = effect_bytes(&effect);
-        let _ = self.gate.push(now(), needs, bytes, (effect, needs));
+        let _ = self
+            .gate
+            .push(now(), needs, bytes, (effect, needs, host_ns()));
     }
 
     /// The next effect that may leave.
@@ -98,9 +109,13 @@ impl Gate {
         {
             self.gate.acknowledge(*session, acked);
         }
-        let Some((effect, needs)) = self.gate.pop(now())? else {
+        let Some((effect, needs, since)) = self.gate.pop(now())? else {
             return Ok(None);
         };
+        if self.waits.len() == MAX_WAITS {
+            self.waits.pop_front();
+        }
+        self.waits.push_back(host_ns().saturating_sub(since));
         self.released += 1;
         self.released_upto = self.released_upto.max(needs);
         Ok(Some(effect))
@@ -141,7 +156,19 @@ impl Gate {
             oldest_ns: oldest.as_nanos() as u64,
             released: self.released,
             released_upto: self.released_upto,
+            held_us: self.held_us(),
         }
+    }
+
+    fn held_us(&self) -> Option<(f64, f64)> {
+        let mut waits: Vec<u64> = self.waits.iter().copied().collect();
+        waits.sort_unstable();
+        let at = |part: usize| waits.get((waits.len() * part / 100).min(waits.len() - 1));
+        let last = waits.last()?;
+        Some((
+            *at(50).unwrap_or(last) as f64 / 1e3,
+            *at(99).unwrap_or(last) as f64 / 1e3,
+        ))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The session's loop: events to the replica, its actions to whoever does them.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arbiter::{ArbiterThread, DirectoryArbiter};
@@ -14,8 +14,12 @@ use super::beats::Beats;
 use super::event::SessionEvent;
 use super::follow::Follower;
 use super::lead::Leader;
-use super::status::{EventLog, FailoverReport, StatusReport, TransferReport};
+use super::status::FailoverNotes;
 use super::{Devices, FtSettings};
+use crate::api::{
+    self, Event as Told, EventLog, Limits, LimitsChange, Refused, Severity, StandbyReport,
+    StatusReport, Transfer,
+};
 use crate::link::{Link, LinkEvent};
 use crate::vm::{Host, KvmMachine, host_ns, wall_ns};
 
@@ -59,12 +63,12 @@ pub struct Session {
     pub(super) beats: Beats,
     pub(super) leader: Leader,
     pub(super) follower: Follower,
-    pub(super) log: Arc<Mutex<EventLog>>,
-    pub(super) failover: Option<FailoverReport>,
-    pub(super) lost_at: Option<Instant>,
-    pub(super) transfer: Option<TransferReport>,
+    pub(super) log: Arc<EventLog>,
+    pub(super) failover: Option<FailoverNotes>,
+    pub(super) transfer: Option<Transfer>,
+    limits: Limits,
+    paused: bool,
     pub(super) divergences: u64,
-    listeners: Vec<Sender<super::EventRecord>>,
     started: Instant,
     stopping: bool,
     ended: Option<Leave>,
@@ -77,7 +81,7 @@ pub struct SessionHandle {
     /// Events and commands go here.
     pub sender: Sender<SessionEvent>,
     /// What happened.
-    pub log: Arc<Mutex<EventLog>>,
+    pub log: Arc<EventLog>,
 }
 
 impl SessionHandle {
@@ -133,10 +137,10 @@ impl Session {
             follower: Follower::default(),
             log: Arc::default(),
             failover: None,
-            lost_at: None,
             transfer: None,
+            limits: Limits::default(),
+            paused: false,
             divergences: 0,
-            listeners: Vec::new(),
             started: Instant::now(),
             stopping: false,
             ended: None,
@@ -216,7 +220,16 @@ impl Session {
                 let _ = reply.send(self.report());
                 Ok(())
             }
+            SessionEvent::Snapshot(dir, reply) => {
+                self.leader.snapshot(dir, &self.devices, reply);
+                Ok(())
+            }
+            SessionEvent::Limits(change, reply) => {
+                let _ = reply.send(self.change_limits(&change));
+                Ok(())
+            }
             SessionEvent::Pause(on) => {
+                self.paused = on;
                 self.leader.pause(on);
                 Ok(())
             }
@@ -346,80 +359,84 @@ impl Session {
     }
 
     fn notice(&mut self, notice: Notice) {
-        if let Notice::PeerLost { .. } = notice {
-            self.lost_at = Some(Instant::now());
+        match &notice {
+            Notice::PeerLost { cause, .. } => {
+                self.failover = Some(FailoverNotes::begin(api::cause_text(*cause)));
+            }
+            Notice::Won { .. } => self.mark("epoch won"),
+            Notice::Diverged(_) => self.divergences += 1,
+            _ => {}
         }
-        if let Notice::PeerLost { cause, .. } = &notice {
-            self.failover = Some(FailoverReport {
-                cause: format!("{cause:?}"),
-                at_unix_s: wall_ns() as f64 / 1e9,
-                ..FailoverReport::default()
-            });
-        }
-        if let Notice::Won { .. } = notice {
-            self.mark(|report, ms| report.won_ms = ms);
-        }
-        if let Notice::Diverged(_) = notice {
-            self.divergences += 1;
-        }
-        let text = format!("{notice:?}");
-        let name = text
-            .split([' ', '(', '{'])
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        self.note(&name, text);
+        self.log.record(api::notice_event(&notice));
     }
 
     /// Notes a part of the failover that is under way.
-    pub(super) fn mark(&mut self, set: impl FnOnce(&mut FailoverReport, f64)) {
-        if let (Some(report), Some(lost)) = (&mut self.failover, self.lost_at) {
-            set(report, lost.elapsed().as_secs_f64() * 1e3);
+    pub(super) fn mark(&mut self, part: &str) {
+        if let Some(failover) = &mut self.failover {
+            failover.mark(part);
         }
     }
 
     /// Writes an event down and shows it to those who listen.
-    pub(super) fn note(&mut self, event: &str, text: String) {
-        tracing::info!(event, "{text}");
-        let record = self
-            .log
-            .lock()
-            .expect("nobody panics with it")
-            .add(event, text);
-        self.listeners
-            .retain(|listener| listener.send(record.clone()).is_ok());
+    pub(super) fn note(&mut self, kind: &'static str, message: String) {
+        self.log.record(Told::new(Severity::Info, kind, message));
+    }
+
+    fn change_limits(&mut self, change: &LimitsChange) -> Result<Limits, Refused> {
+        let limits = change.apply(&self.limits)?;
+        self.channel
+            .tune(limits.tuning())
+            .map_err(|error| Refused::failed(error.to_string(), "look at the channel's daemon"))?;
+        self.limits = limits;
+        Ok(self.limits)
     }
 
     fn report(&mut self) -> StatusReport {
         let status = self.replica.status();
         let mut report = StatusReport {
-            role: format!("{:?}", status.role).to_lowercase(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: status.role.into(),
             state: status.state.to_owned(),
-            host: self.settings.ft.me.to_string(),
+            paused: self.paused,
+            host: Some(self.settings.ft.me),
             epoch: status.epoch.map(|epoch| epoch.0),
-            peer: status.peer.map(|peer| peer.to_string()),
+            peer: status.peer,
             protected: status.protected,
-            last_failover: self.failover.clone(),
-            last_transfer: self.transfer,
+            standbys: self.standbys(&status),
+            last_failover: self.failover.as_ref().map(FailoverNotes::report),
+            last_transfer: self.transfer.clone(),
             divergences: self.divergences,
             quarantine: status.quarantine,
             uptime_s: self.started.elapsed().as_secs_f64(),
+            limits: self.limits,
             ..StatusReport::default()
         };
         self.leader.report(&mut report);
         self.follower.report(&mut report);
         let (at, bytes, _) = self.rate;
-        let seconds = at.elapsed().as_secs_f64();
+        let (seconds, now) = (at.elapsed().as_secs_f64(), self.leader.log_bytes());
         if seconds >= 0.1 {
-            let moved = report.log_bytes.saturating_sub(bytes) as f64;
-            self.rate = (
-                Instant::now(),
-                report.log_bytes,
-                moved * 8.0 / 1e6 / seconds,
-            );
+            let moved = now.saturating_sub(bytes) as f64;
+            self.rate = (Instant::now(), now, moved * 8.0 / 1e6 / seconds);
         }
         report.log_mbit_s = self.rate.2;
         report
+    }
+
+    fn standbys(&self, status: &ft::Status) -> Vec<StandbyReport> {
+        let report = |(host, addresses): &(HostId, Vec<std::net::SocketAddr>)| StandbyReport {
+            host: *host,
+            address: addresses
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            state: match (status.peer == Some(*host), status.protected) {
+                (true, true) => "in the pair".to_owned(),
+                (true, false) => "joining".to_owned(),
+                (false, _) => "known".to_owned(),
+            },
+        };
+        self.settings.ft.standbys.iter().map(report).collect()
     }
 }
 

@@ -1,12 +1,13 @@
 //! What reaches the session's thread.
 
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
 use format::SessionId;
 use ft::{ArbiterReply, CallId, Command};
 use vhost_ftlog::frontend::ChannelEvent;
 
-use super::StatusReport;
+use crate::api::{Limits, LimitsChange, Refused, StatusReport};
 use crate::link::LinkEvent;
 use crate::vm::{FromBackup, FromPrimary};
 
@@ -30,6 +31,10 @@ pub enum SessionEvent {
     Command(Command),
     /// Somebody wants to know.
     Status(Sender<StatusReport>),
+    /// Write a snapshot to this directory.
+    Snapshot(PathBuf, Sender<Result<(), String>>),
+    /// Change limits; those in force are the answer.
+    Limits(LimitsChange, Sender<Result<Limits, Refused>>),
     /// Stop the vCPU, or let it run.
     Pause(bool),
     /// Nothing: asks whether the session is still there.

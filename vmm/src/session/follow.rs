@@ -9,7 +9,7 @@ use vhost_ftlog::config_space::{Reach, Role, SessionParams};
 use vhost_ftlog::frontend::LogConsumer;
 
 use super::driver::{Session, SessionError};
-use super::status::StatusReport;
+use crate::api::StatusReport;
 use crate::vm::{Backup, FromBackup, Handover};
 
 /// State streams that came before the protocol asked for them, at the most.
@@ -131,11 +131,11 @@ impl Session {
                 self.tell(Event::Diverged { session, report })
             }
             FromBackup::Closed(end) => {
-                self.mark(|report, ms| report.closed_ms = ms);
+                self.mark("log fixed");
                 self.tell(Event::SessionClosed { session, end })
             }
             FromBackup::Drained(writes, guest_off) => {
-                self.mark(|report, ms| report.drained_ms = ms);
+                self.mark("log replayed");
                 self.tell(Event::Drained {
                     session,
                     writes,

@@ -1,6 +1,9 @@
 //! The primary's side: the live VM, its log, its gate, the transfer to a standby.
 
+use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use devices::Effect;
@@ -11,11 +14,16 @@ use vhost_ftlog::frontend::Acks;
 
 use super::driver::{Session, SessionError};
 use super::event::{SessionEvent, TransferBegun};
-use super::status::{LagReport, OutputReport, StatusReport, TransferReport};
-use super::{clock, transfer, world};
+use super::{Devices, clock, transfer, world};
+use crate::api::{Lag, Output, Quantiles, StatusReport, Transfer};
 use crate::io::Delivery;
-use crate::vm::{ChannelLog, Command, FromPrimary, KvmMachine, LogPosition, Primary, host_ns};
+use crate::vm::{
+    ChannelLog, Command, FromPrimary, KvmMachine, LogPosition, Primary, SnapshotMeta, host_ns,
+    write_snapshot,
+};
 
+/// Marks kept to tell the lag.
+const MAX_MARKS: usize = 256;
 /// When the MAC is announced after going live.
 const ANNOUNCE_MS: [u64; 6] = [0, 50, 200, 500, 1_000, 2_000];
 
@@ -34,11 +42,14 @@ pub(super) struct Leader {
 /// The log of a session.
 struct Logging {
     session: SessionId,
+    to: Option<HostId>,
     acks: Acks,
     position: Arc<LogPosition>,
     start: Option<Mark>,
     since: Instant,
     child: Option<i32>,
+    /// Where the log was at the last turns.
+    marks: VecDeque<Mark>,
 }
 
 impl Leader {
@@ -120,8 +131,8 @@ impl Leader {
     }
 
     /// What the protocol wants to know of the log at every turn.
-    pub(super) fn positions(&self) -> Vec<Event> {
-        let (Some(vm), Some(logging)) = (&self.vm, &self.logging) else {
+    pub(super) fn positions(&mut self) -> Vec<Event> {
+        let (Some(vm), Some(logging)) = (&self.vm, &mut self.logging) else {
             return Vec::new();
         };
         let session = logging.session;
@@ -135,6 +146,7 @@ impl Leader {
             ran: Duration::from_nanos(vm.position().virtual_ns()),
             at: Time(host_ns()),
         };
+        logging.mark(mark);
         let stats = vm.io().gate_stats();
         let released = if stats.held == 0 {
             stats.released_upto.max(received)
@@ -193,20 +205,64 @@ impl Leader {
         report.exits = vm.position().exit();
         report.virtual_time_s = vm.position().virtual_ns() as f64 / 1e9;
         let gate = vm.io().gate_stats();
-        report.output = OutputReport {
+        report.output = Output {
             held: gate.held,
             oldest_ms: gate.oldest_ns as f64 / 1e6,
             released: gate.released,
         };
+        report.ack_us = gate.held_us.map(|(p50, p99)| Quantiles { p50, p99 });
         if let Some(logging) = &self.logging {
-            let (received, replayed) = logging.acks.progress();
-            let next = logging.position.next();
-            report.log_bytes = logging.position.bytes();
-            report.lag = LagReport {
-                appends: next.0.saturating_sub(replayed.0),
-                unacknowledged: next.0.saturating_sub(received.0),
-            };
+            report.lag = logging.lag();
         }
+    }
+
+    /// Bytes of the session's log.
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.logging
+            .as_ref()
+            .map_or(0, |logging| logging.position.bytes())
+    }
+
+    /// Writes a snapshot of the running VM.
+    pub(super) fn snapshot(
+        &self,
+        dir: PathBuf,
+        devices: &Devices,
+        reply: Sender<Result<(), String>>,
+    ) {
+        let meta = SnapshotMeta {
+            disk: None,
+            disk_path: devices.disk.clone(),
+            tap: devices.tap.clone(),
+        };
+        self.command(Command::Save(Box::new(move |state, memory| {
+            let written = write_snapshot(&dir, &meta, state, memory);
+            let _ = reply.send(written.map_err(|error| error.to_string()));
+        })));
+    }
+}
+
+impl Logging {
+    /// How far the backup is behind: the marks of the last turns tell exits and age.
+    fn lag(&self) -> Lag {
+        let (_, replayed) = self.acks.progress();
+        let now = host_ns();
+        let oldest = self.marks.iter().find(|mark| mark.next > replayed);
+        let newest = self.marks.back();
+        match (oldest, newest) {
+            (Some(oldest), Some(newest)) => Lag {
+                exits: newest.exit.0.saturating_sub(oldest.exit.0),
+                ms: now.saturating_sub(oldest.at.0) as f64 / 1e6,
+            },
+            _ => Lag::default(),
+        }
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        if self.marks.len() == MAX_MARKS {
+            self.marks.pop_front();
+        }
+        self.marks.push_back(mark);
     }
 }
 
@@ -276,11 +332,13 @@ impl Session {
         let log = ChannelLog::new(parts.producer, Arc::clone(&position));
         self.leader.logging = Some(Logging {
             session,
+            to: Some(to),
             acks: parts.acks,
             position,
             start: None,
             since: Instant::now(),
             child: None,
+            marks: VecDeque::new(),
         });
         let (link, sender, vcpu) = (
             Arc::clone(&self.link),
@@ -353,7 +411,9 @@ impl Session {
             at: Time(host_ns()),
         };
         logging.start = Some(start);
-        self.transfer = Some(TransferReport {
+        self.transfer = Some(Transfer {
+            peer: logging.to,
+            bytes: 0,
             stop_ms: begun.stop_ns as f64 / 1e6,
             total_ms: 0.0,
         });
@@ -420,7 +480,7 @@ impl Session {
             .iter()
             .map(|ms| now + Duration::from_millis(*ms))
             .collect();
-        self.mark(|report, ms| report.live_ms = ms);
+        self.mark("VM runs");
         self.note("live", format!("epoch {}", live.record.epoch));
         self.tell(Event::Live)
     }

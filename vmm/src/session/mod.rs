@@ -13,6 +13,7 @@
 mod beats;
 mod clock;
 mod config;
+mod control;
 mod driver;
 mod event;
 mod follow;
@@ -23,6 +24,6 @@ mod transfer;
 mod world;
 
 pub use config::FtSettings;
+pub use control::SessionControl;
 pub use driver::{Session, SessionError};
 pub use settings::Devices;
-pub use status::{EventRecord, StatusReport};
