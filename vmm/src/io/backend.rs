@@ -612,7 +612,10 @@ impl Backend {
                 self.ring.push(Tag::Wake, Call::Poll(wake), done.buffer)
             }
             // A signal of a session that is over is polled no more.
-            Tag::Ack(signal) if self.gate.signal() == Some(signal) => self.poll_acks(),
+            Tag::Ack(signal) if self.gate.signal() == Some(signal) => {
+                self.gate.clear_signal();
+                self.poll_acks()
+            }
             Tag::Ack(_) => Ok(()),
             Tag::TapRead => {
                 self.tap_reading = false;

@@ -86,6 +86,15 @@ impl Gate {
         self.acks.as_ref().map(|(_, acks)| acks.as_fd().as_raw_fd())
     }
 
+    /// Takes the signals of acknowledgements that have come.
+    pub(super) fn clear_signal(&self) {
+        if let Some((_, acks)) = &self.acks
+            && let Err(error) = acks.clear()
+        {
+            tracing::warn!(%error, "signals of acknowledgements");
+        }
+    }
+
     pub(super) fn hold(&mut self, effect: Effect, needs: Option<Seq>) {
         // Positions grow within a session; an effect of no log waits for those before it only.
         let needs = needs.unwrap_or(self.newest);
