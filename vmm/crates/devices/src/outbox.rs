@@ -6,7 +6,7 @@ use crate::effect::{Effect, RequestId};
 use crate::time::VirtualTime;
 
 /// Most effects that the board holds before they are taken. Room for one exit: a string instruction of 4,096 bytes, each
-/// an access with an effect, and what devices take from their queues until [`EFFECTS_CROWDED`] wait.
+/// an access with an effect, and what devices take from their queues until 1,024 wait.
 pub const EFFECTS_MAX: usize = 8192;
 
 /// While so many effects wait, devices take no further frames or requests from their queues. More than one access makes
