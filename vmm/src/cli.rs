@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::commands::CtlOptions;
 use crate::config::VmOptions;
 use crate::config_ft::FtOptions;
 use crate::preflight::PreflightArgs;
@@ -63,6 +64,8 @@ pub enum Command {
     Restore(RestoreOptions),
     /// Wait for work: take over a protected VM when its primary is lost
     Standby(StandbyOptions),
+    /// Look after a running VM: its status, its events, commands to it
+    Ctl(CtlOptions),
     /// Look into what this host can do, and what to do about what it cannot
     Preflight(PreflightArgs),
     /// Look into a log

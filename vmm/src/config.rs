@@ -176,7 +176,6 @@ pub struct File {
     pub vm: VmOptions,
     /// How it is protected.
     #[serde(default)]
-    #[expect(dead_code, reason = "the session that it configures is not here yet")]
     pub ft: FtOptions,
 }
 

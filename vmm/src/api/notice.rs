@@ -97,18 +97,7 @@ pub fn event(notice: &Notice) -> Event {
             format!("the VM runs without a backup (epoch {epoch})"),
         )
         .with("epoch", epoch.0),
-        Notice::Diverged(report) => Event::new(
-            Error,
-            "diverged",
-            format!(
-                "a replica diverged at exit {}: expected {:016x}, got {:016x}; keep the report",
-                report.exit, report.expected, report.actual
-            ),
-        )
-        .with("exit", report.exit.0)
-        .with("expected", format!("{:016x}", report.expected))
-        .with("actual", format!("{:016x}", report.actual))
-        .with("report", report.text.as_str()),
+        Notice::Diverged(report) => diverged(report),
         Notice::QuarantineOver(epoch) => Event::new(
             Info,
             "quarantine-over",
@@ -151,6 +140,21 @@ fn start_blocked(record: &ft::EpochRecord, waiting_for: &[ft::HostId]) -> Event 
         .with("epoch", epoch.0)
         .with("owner", record.owner.as_str())
         .with("waiting_for", hosts)
+}
+
+fn diverged(report: &ft::DivergenceReport) -> Event {
+    Event::new(
+        Severity::Error,
+        "diverged",
+        format!(
+            "a replica diverged at exit {}: expected {:016x}, got {:016x}; keep the report",
+            report.exit, report.expected, report.actual
+        ),
+    )
+    .with("exit", report.exit.0)
+    .with("expected", format!("{:016x}", report.expected))
+    .with("actual", format!("{:016x}", report.actual))
+    .with("report", report.text.as_str())
 }
 
 fn differs(standby: &str, differences: &[ft::Difference]) -> Event {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, OriginalUri, Query, State};
-use axum::http::{Method, StatusCode};
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, put};
 use axum::{Json, Router};
@@ -254,7 +254,7 @@ fn parse<B: DeserializeOwned>(body: Body) -> Result<B, Failure> {
     })
 }
 
-async fn no_such_route(OriginalUri(uri): OriginalUri) -> Failure {
+async fn no_such_route(uri: Uri) -> Failure {
     let plain = PLAIN.iter().map(|(path, _)| *path);
     let puts: Vec<_> = plain.chain(WITH_BODY).collect();
     Failure::new(
@@ -264,7 +264,7 @@ async fn no_such_route(OriginalUri(uri): OriginalUri) -> Failure {
     )
 }
 
-async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> Failure {
+async fn wrong_method(method: Method, uri: Uri) -> Failure {
     let path = uri.path();
     let right = if READ.contains(&path) { "GET" } else { "PUT" };
     Failure::new(

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -39,11 +39,10 @@ pub enum SocketError {
     },
 }
 
-/// A listening socket, and its file, which goes with it.
+/// The file of a listening socket. Dropped after the listener, it removes the file.
 #[derive(Debug)]
 pub(super) struct Socket {
     path: PathBuf,
-    file: (u64, u64),
 }
 
 impl Socket {
@@ -54,23 +53,26 @@ impl Socket {
             source,
         };
         let address = SocketAddrUnix::new(path).map_err(|_| SocketError::Path(path.to_owned()))?;
-        let parent = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            Some(_) => Path::new("."),
-            None => return Err(SocketError::Path(path.to_owned())),
-        };
-        // Two that start at the same time must not take each other's socket for a dead one's.
-        let dir = File::open(parent).map_err(failed)?;
-        flock(&dir, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
+        let _alone = alone(path).map_err(failed)?;
         remove_dead(path)?;
         let listener = bound(&address).map_err(failed)?;
-        let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
         let socket = Self {
             path: path.to_owned(),
-            file: (metadata.dev(), metadata.ino()),
         };
         Ok((socket, listener))
     }
+}
+
+/// Until what it returns is dropped, nobody else binds or removes a socket in this directory: two that
+/// start at the same time must not take each other's socket for a dead one's.
+fn alone(path: &Path) -> io::Result<File> {
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let dir = File::open(parent)?;
+    flock(&dir, FlockOperation::LockExclusive)?;
+    Ok(dir)
 }
 
 fn bound(address: &SocketAddrUnix) -> io::Result<UnixListener> {
@@ -102,7 +104,7 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            tracing::info!(path = %path.display(), "replacing the socket of a process that is gone");
+            tracing::debug!(path = %path.display(), "removing a socket that nobody serves");
             std::fs::remove_file(path).map_err(failed)
         }
         // A full backlog is a sign of life as well.
@@ -116,26 +118,27 @@ fn remove_dead(path: &Path) -> Result<(), SocketError> {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Not somebody else's, who took the path meanwhile.
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file);
-        if ours {
-            let _ = std::fs::remove_file(&self.path);
+        // Nobody listens any more, unless somebody else took the path meanwhile: then it is theirs.
+        if let Ok(_alone) = alone(&self.path) {
+            let _ = remove_dead(&self.path);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
     fn the_socket_is_for_its_owner_only_and_goes_with_the_server() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api");
-        let (socket, _listener) = Socket::bind(&path).unwrap();
+        let (socket, listener) = Socket::bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
+        drop(listener);
         drop(socket);
         assert!(!path.exists());
     }

@@ -1,5 +1,6 @@
 //! The commands of the `pollux` program.
 
+mod ctl;
 mod log;
 mod protect;
 mod record;
@@ -7,6 +8,8 @@ mod replay;
 mod run;
 mod signals;
 mod snapshot;
+
+pub use ctl::CtlOptions;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -30,6 +33,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Snapshot(options) => snapshot::snapshot(options),
         Command::Restore(options) => run::restore(&options),
         Command::Preflight(options) => Ok(crate::preflight::run(options)),
+        Command::Ctl(options) => ctl::ctl(options),
         Command::Log(command) => log::log(&command),
     }
 }

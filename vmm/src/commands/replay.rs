@@ -115,7 +115,7 @@ impl Run<'_> {
                 };
                 self.compare_end(&postcard::from_bytes(bytes)?)?;
             }
-            if self.options.disturb && self.entries % 53 == 0 {
+            if self.options.disturb && self.entries.is_multiple_of(53) {
                 self.replayer.machine().memory().drop_mappings()?;
             }
         }

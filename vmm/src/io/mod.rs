@@ -15,6 +15,5 @@ mod tap;
 
 pub use backend::{Delivery, IoConfig, IoError, IoHandle, IoThread, spawn};
 pub use disk::{Disk, DiskError, DiskIdentity, DiskMode};
-pub use gate::GateStats;
 pub use storage::Storage;
-pub use tap::{Tap, TapError, VNET_HEADER_LEN};
+pub use tap::{Tap, VNET_HEADER_LEN};

@@ -170,12 +170,6 @@ impl Tap {
         result
     }
 
-    /// The interface's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     pub(super) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }

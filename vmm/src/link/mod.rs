@@ -23,11 +23,6 @@
 //! resolves no names of the DNS, which would be one more thing to lose with a host. Messages are
 //! encrypted; bulk connections are authenticated when they are made and are plain TCP afterwards, so the
 //! network that carries them must be private, like that of the log.
-#![expect(
-    dead_code,
-    unused_imports,
-    reason = "the session that runs over it is not here yet"
-)]
 
 mod accept;
 mod config;
@@ -51,10 +46,12 @@ use format::SessionId;
 use ft::{HostId, PeerMessage};
 use thiserror::Error;
 
-pub use accept::MAX_HANDSHAKES;
+#[cfg(test)]
+pub(crate) use accept::MAX_HANDSHAKES;
 pub use config::{LinkConfig, LinkTimes, MAX_PEERS};
-pub use key::{Key, KeyError, MAX_KEY_LEN, MIN_KEY_LEN};
-pub use peer::{MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES};
+pub use key::{Key, KeyError};
+#[cfg(test)]
+pub(crate) use peer::MAX_QUEUED_MESSAGES;
 pub use shared::LinkCounts;
 
 use handshake::{Hello, Purpose};

@@ -21,7 +21,7 @@ use crate::api::{
     StatusReport, Transfer,
 };
 use crate::link::{Link, LinkEvent};
-use crate::vm::{Host, KvmMachine, host_ns, wall_ns};
+use crate::vm::{Host, KvmMachine, host_ns};
 
 /// The longest sleep of the loop: its turn is this VMM's progress, and takes heartbeats' answers.
 const TURN: Duration = Duration::from_millis(5);
@@ -176,6 +176,8 @@ impl Session {
                 return Ok(leave);
             }
             if self.stopping {
+                let (address, counts) = (self.link.local_addr(), self.link.counts());
+                tracing::info!(%address, ?counts, "the link ends");
                 return Ok(Leave::Dropped);
             }
         }
@@ -205,11 +207,11 @@ impl Session {
 
     fn take(&mut self, event: SessionEvent) -> Result<(), SessionError> {
         match event {
-            SessionEvent::Primary(event) => self.from_primary(event),
-            SessionEvent::Backup(event) => self.from_backup(event),
-            SessionEvent::Link(event) => self.from_link(event),
+            SessionEvent::Primary(event) => self.take_primary(event),
+            SessionEvent::Backup(event) => self.take_backup(event),
+            SessionEvent::Link(event) => self.take_link(event),
             SessionEvent::Arbiter(call, reply) => self.tell(Event::Arbiter { call, reply }),
-            SessionEvent::Channel(event) => self.from_channel(event),
+            SessionEvent::Channel(event) => self.take_channel(event),
             SessionEvent::Transfer(session, begun) => self.transfer_begun(session, begun),
             SessionEvent::TransferEnded(session, ended) => self.transfer_ended(session, ended),
             SessionEvent::Command(command) => {
@@ -241,7 +243,7 @@ impl Session {
         }
     }
 
-    fn from_link(&mut self, event: LinkEvent) -> Result<(), SessionError> {
+    fn take_link(&mut self, event: LinkEvent) -> Result<(), SessionError> {
         match event {
             LinkEvent::Message { from, message } => self.tell(Event::Peer { from, message }),
             LinkEvent::Bulk {
@@ -252,8 +254,12 @@ impl Session {
                 tracing::info!(%from, "a state transfer connected");
                 self.bulk(session, stream)
             }
-            LinkEvent::Connected { peer, address, .. } => {
-                tracing::info!(%peer, %address, "link up");
+            LinkEvent::Connected {
+                peer,
+                address,
+                dialed,
+            } => {
+                tracing::info!(%peer, %address, dialed, "link up");
                 Ok(())
             }
             LinkEvent::Broken { peer, address, why } => {
@@ -263,7 +269,7 @@ impl Session {
         }
     }
 
-    fn from_channel(&mut self, event: ChannelEvent) -> Result<(), SessionError> {
+    fn take_channel(&mut self, event: ChannelEvent) -> Result<(), SessionError> {
         use vhost_ftlog::notice::Notice as Told;
         tracing::debug!(?event, "channel");
         match event {

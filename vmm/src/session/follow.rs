@@ -109,7 +109,7 @@ impl Session {
         }
     }
 
-    pub(super) fn from_backup(&mut self, event: FromBackup) -> Result<(), SessionError> {
+    pub(super) fn take_backup(&mut self, event: FromBackup) -> Result<(), SessionError> {
         let Some(session) = self.follower.session else {
             return Ok(());
         };

@@ -267,7 +267,7 @@ impl Logging {
 }
 
 impl Session {
-    pub(super) fn from_primary(&mut self, event: FromPrimary) -> Result<(), SessionError> {
+    pub(super) fn take_primary(&mut self, event: FromPrimary) -> Result<(), SessionError> {
         match event {
             FromPrimary::GuestOff => {
                 self.leader.guest_off = true;

@@ -25,5 +25,5 @@ mod world;
 
 pub use config::FtSettings;
 pub use control::SessionControl;
-pub use driver::{Session, SessionError};
+pub use driver::Session;
 pub use settings::Devices;

@@ -15,11 +15,11 @@ mod runner;
 mod snapshot;
 
 pub use backup::{Backup, CLOCK_SCHEMA, CLOCK_TAG, FromBackup, Handover};
-pub use boot::{BootError, Host, boot, probe_host};
+pub use boot::{Host, boot, probe_host};
 pub use channel_log::{ChannelLog, LogPosition};
 pub use end::EndState;
-pub use live::{Backends, LiveError, reissue, run_live};
-pub use outside::{Inbox, Live, VcpuSender, inbox};
+pub use live::{Backends, reissue, run_live};
+pub use outside::{Live, VcpuSender, inbox};
 pub use primary::{FromPrimary, Primary};
 pub use pulse::{Pulse, PulseState};
 pub use runner::{Command, Ended, Runner, RunnerError};

@@ -178,19 +178,9 @@ impl<K> Live<K> {
         &mut self.inbox
     }
 
-    /// The host I/O thread.
-    pub fn io(&self) -> Option<&IoHandle> {
-        self.io.as_ref()
-    }
-
     /// The pulse.
     pub fn pulse(&self) -> &PulseState {
         &self.pulse
-    }
-
-    /// Takes it apart.
-    pub fn into_parts(self) -> (Inbox<K>, Option<IoHandle>) {
-        (self.inbox, self.io)
     }
 
     fn has_input(&self) -> bool {

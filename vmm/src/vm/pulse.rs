@@ -50,11 +50,6 @@ impl PulseState {
         self.in_guest.store(false, Ordering::Relaxed);
     }
 
-    /// How often the guest was entered: the VMM's progress while it runs.
-    pub fn entries(&self) -> u64 {
-        self.exits.load(Ordering::Relaxed)
-    }
-
     /// An input or a command was queued for the vCPU's thread.
     pub fn queued(&self) {
         self.inputs.fetch_add(1, Ordering::Relaxed);
