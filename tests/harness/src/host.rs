@@ -16,7 +16,7 @@ use crate::{HarnessError, system};
 /// interface of it. Its loopback interface is up.
 #[derive(Debug, Clone)]
 pub struct Host {
-    namespace: Arc<File>,
+    pub(crate) namespace: Arc<File>,
     cpu: Option<usize>,
 }
 

@@ -1,19 +1,23 @@
 //! Test hosts: network namespaces, processes and what they leave behind.
 //!
 //! A [`Host`] is a network namespace without a name: it ends with the test, however that ends. Hosts
-//! are joined by [`Link`]s; a [`Process`] is killed and reaped when it goes out of scope. Tests that
+//! are joined by [`Link`]s or a [`Switch`]; a [`Process`] is killed and reaped when it goes out of scope. Tests that
 //! need root call [`privileges::root`] first.
 
+mod bridge;
 mod host;
+mod interface;
 mod link;
-mod offload;
+mod population;
 pub mod privileges;
 mod process;
+mod switch;
 mod wait;
 
 pub use host::Host;
 pub use link::{End, Link};
 pub use process::{Process, Stream};
+pub use switch::{Port, Switch};
 pub use wait::{PATIENCE, wait_for, wait_until};
 
 /// What went wrong in setting up a test.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::host::Host;
-use crate::offload::set_gro;
+use crate::interface::set_gro;
 use crate::{HarnessError, system, wait_until};
 
 /// Numbers the links of this process: names and addresses of no two are the same.

@@ -103,6 +103,14 @@ impl Process {
         Ok(status)
     }
 
+    /// Its status, if it has exited.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
+    }
+
     /// Kills it with SIGKILL and reaps it.
     pub fn kill(&mut self) {
         if self.status.is_none() {
