@@ -15,6 +15,8 @@ use super::buffer::Buffer;
 /// How long the end of a ring waits for cancelled operations, and how often.
 const DRAIN_PAUSE_NS: u32 = 10_000_000;
 const DRAIN_TRIES: u32 = 20;
+/// The file's own position, where it has one.
+const OWN_POSITION: u64 = u64::MAX;
 /// Submission queue entries.
 const ENTRIES: u32 = 256;
 
@@ -170,11 +172,15 @@ fn entry(call: Call, buffer: &mut Buffer) -> squeue::Entry {
     let len = u32::try_from(buffer.len()).expect("buffers are bounded far below 4 GiB");
     let start = buffer.as_mut_ptr();
     match call {
-        Call::Read(fd) => opcode::Read::new(types::Fd(fd), start, len).build(),
+        Call::Read(fd) => opcode::Read::new(types::Fd(fd), start, len)
+            .offset(OWN_POSITION)
+            .build(),
         Call::ReadAt(fd, at) => opcode::Read::new(types::Fd(fd), start, len)
             .offset(at)
             .build(),
-        Call::Write(fd) => opcode::Write::new(types::Fd(fd), start, len).build(),
+        Call::Write(fd) => opcode::Write::new(types::Fd(fd), start, len)
+            .offset(OWN_POSITION)
+            .build(),
         Call::WriteAt(fd, at) => opcode::Write::new(types::Fd(fd), start, len)
             .offset(at)
             .build(),

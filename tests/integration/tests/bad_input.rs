@@ -1,0 +1,56 @@
+//! Bad input: a clear message that names the cause, and an exit code that is not 0.
+
+use std::fs;
+
+use integration::{run, stderr};
+
+/// Runs and expects failure with a message that contains `part`.
+fn refused(arguments: &[&str], part: &str) {
+    let output = run(arguments);
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    assert!(
+        stderr(&output).contains(part),
+        "{arguments:?}: {}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    refused(&["replay", "/nowhere/recording"], "/nowhere/recording");
+    refused(&["log", "stat", "/nowhere/recording"], "/nowhere/recording");
+    refused(&["ctl", "/nowhere/api.sock", "status"], "/nowhere/api.sock");
+    refused(&["standby"], "host");
+    refused(
+        &["run", "--config", "/nowhere/pollux.toml"],
+        "/nowhere/pollux.toml",
+    );
+}
+
+#[test]
+fn a_configuration_with_an_unknown_key_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pollux.toml");
+    fs::write(&file, "[vm]\nmemroy = 256\n").unwrap();
+    refused(&["run", "--config", file.to_str().unwrap()], "memroy");
+}
+
+#[test]
+fn a_log_of_something_else_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("log"), vec![7; 4096]).unwrap();
+    refused(
+        &["log", "dump", dir.path().to_str().unwrap()],
+        "not a Pollux log",
+    );
+}
+
+#[test]
+fn an_unknown_kind_of_entry_is_answered_with_those_that_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("log"), []).unwrap();
+    refused(
+        &["log", "grep", dir.path().to_str().unwrap(), "--kind", "Tme"],
+        "NetRx",
+    );
+}
