@@ -1,11 +1,15 @@
 //! Benchmarks of Pollux: each prints a table, or one JSON object with `--json`. Progress goes to
 //! standard error. Exit code 0 means measured, whatever the figures.
 
+mod demo;
+mod failover;
 mod heartbeat;
 mod kv_check;
 mod machine;
 mod monotonic;
 mod report;
+mod stage;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -33,6 +37,10 @@ enum Bench {
     HeartbeatMember(heartbeat::MemberOptions),
     /// Checks the answers of a Redis server, over connections that must not break.
     KvCheck(kv_check::Options),
+    /// Shows a VM that outlives its host, twice, while a client checks every answer.
+    Demo(demo::Options),
+    /// Failure after failure at random moments under load, and whether the VM came through each.
+    Failover(failover::Options),
 }
 
 fn main() -> ExitCode {
@@ -48,5 +56,17 @@ fn main() -> ExitCode {
         Bench::KvCheck(options) => {
             report::print("kv-check", json, |report| kv_check::run(&options, report))
         }
+        Bench::Failover(options) => {
+            report::print("failover", json, |report| failover::run(&options, report))
+        }
+        Bench::Demo(options) => report::print("demo", json, |report| demo::run(&options, report)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <super::Arguments as clap::CommandFactory>::command().debug_assert();
     }
 }

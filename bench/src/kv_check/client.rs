@@ -104,6 +104,9 @@ impl<'a> Client<'a> {
         let mut last_progress = (0, self.started);
         loop {
             let now = Moment::now();
+            if self.live.is_aborted() {
+                return Err(KvError::Aborted);
+            }
             if !self.is_closing && (now >= deadline || self.live.is_stopped()) {
                 self.is_closing = true;
                 asked_until = Some(now);
@@ -203,7 +206,7 @@ impl<'a> Client<'a> {
         } = answered;
         self.latency
             .saturating_record(span.answer.since(span.call).max(1));
-        self.live.answer(span.answer, *gap);
+        self.live.answer(*gap);
         self.write(number, *task, *span, Some(answer))?;
         if let Answer::Error(said) = answer {
             self.refused += 1;
@@ -224,7 +227,7 @@ impl<'a> Client<'a> {
         };
         let gap = connection.longest_gap();
         self.longest[number] = gap;
-        self.live.break_one();
+        self.live.break_one(gap.connection);
         self.broken.push(Break {
             connection: gap.connection,
             at: Moment::now(),

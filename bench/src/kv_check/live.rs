@@ -31,26 +31,48 @@ pub(crate) const NOTED_NS: u64 = 20_000_000;
 pub(crate) const GAPS_KEPT: usize = 1 << 16;
 
 /// See the module. Counts only grow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Live {
     answers: AtomicU64,
-    last_answer: AtomicU64,
+    /// Of each connection: `NEVER` once it is broken, as nothing is waited for on it.
+    last_answers: Box<[AtomicU64]>,
     broken: AtomicU64,
     lost: AtomicU64,
     contradictory: AtomicU64,
     stop: AtomicBool,
+    abort: AtomicBool,
     gaps: Mutex<VecDeque<Gap>>,
 }
 
 impl Live {
+    /// Of a check with so many connections.
+    pub(crate) fn new(connections: u16) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            answers: zero(),
+            last_answers: (0..connections).map(|_| zero()).collect(),
+            broken: zero(),
+            lost: zero(),
+            contradictory: zero(),
+            stop: AtomicBool::new(false),
+            abort: AtomicBool::new(false),
+            gaps: Mutex::default(),
+        }
+    }
+
     /// Answers so far.
     pub(crate) fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// When the last answer came.
-    pub(crate) fn last_answer(&self) -> Moment {
-        Moment(self.last_answer.load(Ordering::Relaxed))
+    /// When that connection got its last answer which has waited longest since: every connection that is
+    /// not broken has got one since then.
+    pub(crate) fn all_answered(&self) -> Moment {
+        let last = self
+            .last_answers
+            .iter()
+            .map(|at| at.load(Ordering::Relaxed));
+        Moment(last.min().unwrap_or(0))
     }
 
     /// Connections that broke so far.
@@ -69,6 +91,11 @@ impl Live {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// Ends the check at once, without a result.
+    pub(crate) fn abort(&self) {
+        self.abort.store(true, Ordering::Relaxed);
+    }
+
     /// Takes the noted gaps that have ended so far, in the order of their ends.
     pub(crate) fn take_gaps(&self) -> Vec<Gap> {
         let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,9 +106,16 @@ impl Live {
         self.stop.load(Ordering::Relaxed)
     }
 
-    pub(super) fn answer(&self, at: Moment, gap: Gap) {
+    pub(super) fn is_aborted(&self) -> bool {
+        self.abort.load(Ordering::Relaxed)
+    }
+
+    /// An answer came, and ended this gap.
+    pub(super) fn answer(&self, gap: Gap) {
         self.answers.fetch_add(1, Ordering::Relaxed);
-        self.last_answer.store(at.0, Ordering::Relaxed);
+        if let Some(last) = self.last_answers.get(usize::from(gap.connection)) {
+            last.store(gap.to.0, Ordering::Relaxed);
+        }
         if gap.nanoseconds() >= NOTED_NS {
             let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
             if gaps.len() == GAPS_KEPT {
@@ -91,8 +125,11 @@ impl Live {
         }
     }
 
-    pub(super) fn break_one(&self) {
+    pub(super) fn break_one(&self, connection: u16) {
         self.broken.fetch_add(1, Ordering::Relaxed);
+        if let Some(last) = self.last_answers.get(usize::from(connection)) {
+            last.store(Moment::NEVER.0, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn find(&self, (lost, contradictory): (u64, u64)) {

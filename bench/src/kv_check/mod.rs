@@ -109,6 +109,12 @@ pub(crate) enum KvError {
     /// Waiting for answers failed.
     #[error("waiting for answers: {0}")]
     Wait(std::io::Error),
+    /// The client's host cannot be entered.
+    #[error("{0}")]
+    Host(String),
+    /// [`Live::abort`].
+    #[error("the check was ended before its time")]
+    Aborted,
 }
 
 /// Runs the check against a server; `live` tells how it stands, and can end it.
@@ -126,7 +132,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
         "kv-check: {} connections to {} for {} s",
         options.connections, options.addr, options.seconds
     );
-    let live = Live::default();
+    let live = Live::new(options.connections);
     let outcome = with_progress(&live, || check_server(options, &live))?;
     outcome.report(report);
     Ok(())

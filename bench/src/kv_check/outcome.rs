@@ -110,10 +110,13 @@ impl Outcome {
             .iter()
             .map(|g| g.nanoseconds() as f64 / 1e6)
             .collect();
-        report.details(serde_json::json!({
-            "seed": self.seed,
-            "longest_gap_ms": gaps,
-            "faults": details,
-        }));
+        report.detail(
+            "kv_check",
+            serde_json::json!({
+                "seed": self.seed,
+                "longest_gap_ms": gaps,
+                "faults": details,
+            }),
+        );
     }
 }

@@ -32,8 +32,11 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failures: Vec<String>,
     /// Whatever else a program may want to read: a list of runs, a timeline.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    details: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    details: serde_json::Map<String, serde_json::Value>,
+    /// Lines for people, below the table.
+    #[serde(skip)]
+    remarks: Vec<String>,
 }
 
 impl Report {
@@ -48,7 +51,8 @@ impl Report {
             complete: false,
             results: Vec::new(),
             failures: Vec::new(),
-            details: None,
+            details: serde_json::Map::new(),
+            remarks: Vec::new(),
         }
     }
 
@@ -68,8 +72,13 @@ impl Report {
     }
 
     /// Adds what a program may want to read.
-    pub(crate) fn details(&mut self, details: serde_json::Value) {
-        self.details = Some(details);
+    pub(crate) fn detail(&mut self, name: &str, detail: serde_json::Value) {
+        self.details.insert(name.to_owned(), detail);
+    }
+
+    /// Adds a line for people, below the table.
+    pub(crate) fn remark(&mut self, remark: impl Into<String>) {
+        self.remarks.push(remark.into());
     }
 
     /// Says that an invariant did not hold: whatever else was measured, this is no success.

@@ -31,6 +31,9 @@ impl Report {
                 let _ = writeln!(text, "    {note}");
             }
         }
+        for remark in &self.remarks {
+            let _ = writeln!(text, "{remark}");
+        }
         let _ = writeln!(
             text,
             "{} runs, {:.1} s, {}",

@@ -16,7 +16,7 @@ struct Run {
 }
 
 fn run_with(fault: Fault, commands: u64, change: impl FnOnce(&mut Options)) -> Run {
-    let live = Arc::new(Live::default());
+    let live = Arc::new(Live::new(CONNECTIONS));
     let server = Server::start(fault, CONNECTIONS, commands, &live);
     let mut options = Options {
         connections: CONNECTIONS,
@@ -53,6 +53,8 @@ fn right_answers_pass() {
         (run.outcome.answers, (0, 0))
     );
     assert_eq!((run.outcome.unanswered, run.live.broken()), (0, 0));
+    let all_answered = run.live.all_answered();
+    assert!(run.outcome.started < all_answered && all_answered < crate::monotonic::Moment::now());
     assert_eq!(run.outcome.longest_gaps.len(), usize::from(CONNECTIONS));
     for gap in &run.outcome.longest_gaps {
         assert!(gap.nanoseconds() > 0 && gap.from < gap.to, "{gap:?}");
@@ -167,7 +169,7 @@ fn no_server_is_an_error_and_no_outcome() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = free.local_addr().unwrap();
     drop(free);
-    let error = check_server(&Options::new(addr), &Live::default()).unwrap_err();
+    let error = check_server(&Options::new(addr), &Live::new(16)).unwrap_err();
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
 }
 
@@ -221,5 +223,5 @@ fn a_real_redis_server_passes() {
         pipeline: 4,
         ..Options::new(addr)
     };
-    assert_clean(&check_server(&options, &Live::default()).unwrap());
+    assert_clean(&check_server(&options, &Live::new(16)).unwrap());
 }

@@ -1,0 +1,120 @@
+//! What can fail, and in which order it does in a run of the benchmark.
+
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+/// A failure. Its name is part of the names of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
+pub(crate) enum Cause {
+    /// SIGKILL of the primary's VMM.
+    VmmKilled,
+    /// SIGKILL of the primary's channel daemon.
+    ChannelKilled,
+    /// Of both.
+    VmmAndChannelKilled,
+    /// Of the primary's VMM and of the backup's channel daemon.
+    VmmAndBackupChannelKilled,
+    /// SIGKILL of the backup's VMM: nobody takes over, redundancy comes back.
+    BackupKilled,
+    /// The backup is killed, and then the next standby while the state is on its way to it.
+    StandbyKilledInTransfer,
+    /// The primary's cable to the logging network is pulled; the client still reaches both hosts.
+    LinkCut,
+    /// The primary's host is lost with everything on it.
+    HostLost,
+    /// SIGSTOP of the primary's VMM for longer than the time-out, then SIGCONT.
+    VmmStopped,
+    /// The same of the primary's channel daemon.
+    ChannelStopped,
+    /// The same of the backup's channel daemon.
+    BackupChannelStopped,
+}
+
+/// All of them.
+pub(crate) const CAUSES: [Cause; 11] = [
+    Cause::VmmKilled,
+    Cause::ChannelKilled,
+    Cause::VmmAndChannelKilled,
+    Cause::VmmAndBackupChannelKilled,
+    Cause::BackupKilled,
+    Cause::StandbyKilledInTransfer,
+    Cause::LinkCut,
+    Cause::HostLost,
+    Cause::VmmStopped,
+    Cause::ChannelStopped,
+    Cause::BackupChannelStopped,
+];
+
+impl Cause {
+    /// Its name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::VmmKilled => "vmm_killed",
+            Self::ChannelKilled => "channel_killed",
+            Self::VmmAndChannelKilled => "vmm_and_channel_killed",
+            Self::VmmAndBackupChannelKilled => "vmm_and_backup_channel_killed",
+            Self::BackupKilled => "backup_killed",
+            Self::StandbyKilledInTransfer => "standby_killed_in_transfer",
+            Self::LinkCut => "link_cut",
+            Self::HostLost => "host_lost",
+            Self::VmmStopped => "vmm_stopped",
+            Self::ChannelStopped => "channel_stopped",
+            Self::BackupChannelStopped => "backup_channel_stopped",
+        }
+    }
+
+    /// Whether another host must go on: the old primary cannot.
+    pub(crate) const fn moves(self) -> bool {
+        matches!(
+            self,
+            Self::VmmKilled
+                | Self::VmmAndChannelKilled
+                | Self::VmmAndBackupChannelKilled
+                | Self::HostLost
+        )
+    }
+
+    /// Whether the primary must go on where it is.
+    pub(crate) const fn stays(self) -> bool {
+        matches!(self, Self::BackupKilled | Self::StandbyKilledInTransfer)
+    }
+}
+
+/// So many causes: each as often as any other, or once more, in an order that the seed gives.
+pub(crate) fn order(among: &[Cause], runs: usize, rng: &mut ChaCha8Rng) -> Vec<Cause> {
+    let mut order = Vec::with_capacity(runs + among.len());
+    while order.len() < runs && !among.is_empty() {
+        let mut block = among.to_vec();
+        block.shuffle(rng);
+        order.extend(block);
+    }
+    order.truncate(runs);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn causes_are_mixed_evenly_and_as_the_seed_says() {
+        let order_of = |seed| order(&CAUSES, 100, &mut ChaCha8Rng::seed_from_u64(seed));
+        let order = order_of(1);
+        assert_eq!(order.len(), 100);
+        for cause in CAUSES {
+            let times = order.iter().filter(|c| **c == cause).count();
+            assert!((9..=10).contains(&times), "{cause:?} {times} times");
+        }
+        assert_eq!(order, order_of(1));
+        assert_ne!(order, order_of(2));
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for cause in CAUSES {
+            let value = clap::ValueEnum::to_possible_value(&cause).unwrap();
+            assert_eq!(value.get_name().replace('-', "_"), cause.name());
+        }
+    }
+}

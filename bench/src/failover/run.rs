@@ -1,0 +1,124 @@
+//! One failure under load, from a protected VM to a protected VM.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::cause::Cause;
+use super::strike::{Pair, heal, pass, stop_for, strike, undo};
+use crate::Failure;
+use crate::stage::takeover::{Redundancy, Takeover};
+use crate::stage::{Client, SITES, SiteId, Stage};
+use crate::wire::{Handover, Watch};
+
+/// How long the VM may take to be protected before a run, and the client to get its answers.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+/// Events of each host that are told when a run has failed.
+const EVENTS_TOLD: usize = 20;
+
+/// What a run is like.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Run {
+    pub(super) number: usize,
+    #[serde(serialize_with = "name")]
+    pub(super) cause: Cause,
+    /// The primary before.
+    primary: String,
+    /// Answers of the client so far, when it failed.
+    answers_before: u64,
+    pub(super) takeover: Takeover,
+    /// From the last frame of the old primary to the first of the new, in ms; none if nobody took over.
+    silence_ms: Option<f64>,
+    pub(super) redundancy: Redundancy,
+}
+
+fn name<S: serde::Serializer>(cause: &Cause, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(cause.name())
+}
+
+/// Everything that takes part.
+pub(super) struct Scene<'a> {
+    pub(super) stage: &'a mut Stage,
+    pub(super) client: &'a Client,
+    pub(super) watch: &'a Watch,
+}
+
+impl Scene<'_> {
+    /// Waits for a random moment, lets it fail, and sees what becomes of it.
+    pub(super) fn run(
+        &mut self,
+        number: usize,
+        cause: Cause,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Run, Failure> {
+        let (pair, epoch) = self.wait_for_pair()?;
+        let answers = rng.random_range(20..200);
+        let patience = self.stage.patience().clone();
+        self.client
+            .wait_for_answers(answers, &patience, READY_LIMIT)?;
+        pass(self.stage, Duration::from_millis(rng.random_range(0..300)))?;
+        self.client.live().take_gaps();
+        let answers_before = self.client.live().answers();
+        let handovers = self.watch.handovers().len();
+        let fault = strike(self.stage, pair, cause)?;
+        let old = cause.moves().then_some(pair.primary);
+        if cause == Cause::StandbyKilledInTransfer {
+            // Nobody is left to go on with until they are there again.
+            heal(self.stage, self.watch, pair.primary)?;
+        }
+        let takeover = Takeover::observe(self.stage, self.client, old, epoch, fault)?;
+        if cause.stays() && takeover.to != pair.primary {
+            return Err(format!("host {} took over from a live primary", takeover.to).into());
+        }
+        pass(self.stage, stop_for(rng))?;
+        undo(self.stage, pair, cause)?;
+        heal(self.stage, self.watch, takeover.to)?;
+        let redundancy = Redundancy::observe(self.stage, epoch, fault)?;
+        self.check_client()?;
+        let changes = self.watch.handovers();
+        let silence_ms = changes.get(handovers).and_then(Handover::silence_ms);
+        Ok(Run {
+            number,
+            cause,
+            primary: pair.primary.to_string(),
+            answers_before,
+            takeover,
+            silence_ms,
+            redundancy,
+        })
+    }
+
+    fn wait_for_pair(&mut self) -> Result<(Pair, Option<u64>), Failure> {
+        let (primary, status) = self.stage.wait_for_protection(None, READY_LIMIT)?;
+        let backup = status.peer.as_deref().and_then(SiteId::named);
+        let backup = backup.ok_or("a protected primary names no backup")?;
+        let pair = Pair { primary, backup };
+        // All three are of use: none is still giving up something older.
+        heal(self.stage, self.watch, primary)?;
+        Ok((pair, status.epoch))
+    }
+
+    fn check_client(&self) -> Result<(), Failure> {
+        self.client.check()?;
+        let live = self.client.live();
+        if live.broken() > 0 || live.findings() != (0, 0) {
+            return Err(format!("the client has found faults: {live}").into());
+        }
+        Ok(())
+    }
+}
+
+/// What every host says, for a run that has failed.
+pub(super) fn describe(stage: &Stage) -> String {
+    let lines = SITES.map(|id| match stage.status(id) {
+        Some(status) => {
+            let events = stage.events(id).unwrap_or_default();
+            let last: Vec<&str> = events.lines().rev().take(EVENTS_TOLD).collect();
+            let last: String = last.into_iter().rev().map(|e| format!("  {e}\n")).collect();
+            format!("host {id}: {status:?}\n{last}")
+        }
+        None => format!("host {id}: no answer\n"),
+    });
+    lines.concat()
+}

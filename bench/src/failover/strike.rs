@@ -1,0 +1,153 @@
+//! Makes things fail, and makes them whole again.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::cause::Cause;
+use crate::Failure;
+use crate::monotonic::Moment;
+use crate::stage::takeover::Fault;
+use crate::stage::{SITES, SiteId, Stage};
+use crate::wire::Watch;
+
+/// File name of the channel's daemon.
+const CHANNEL: &str = "vhost-ftlog";
+/// How long a VMM may take to begin a transfer of state.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
+/// How long a VMM that has lost may take to give up.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Who does what before the failure.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    pub(super) primary: SiteId,
+    pub(super) backup: SiteId,
+}
+
+impl Pair {
+    fn third(self) -> SiteId {
+        let rest = SITES
+            .into_iter()
+            .find(|id| *id != self.primary && *id != self.backup);
+        rest.expect("three hosts, of which two are the pair")
+    }
+}
+
+/// Lets it fail. The moment is that before the (first) failure.
+pub(super) fn strike(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<Fault, Failure> {
+    let Pair { primary, backup } = pair;
+    let fault = Fault::now();
+    match cause {
+        Cause::VmmKilled => kill_vmm(stage, primary)?,
+        Cause::ChannelKilled => channel(stage, primary, Signal::KILL)?,
+        Cause::VmmAndChannelKilled => {
+            kill_vmm(stage, primary)?;
+            channel(stage, primary, Signal::KILL)?;
+        }
+        Cause::VmmAndBackupChannelKilled => {
+            kill_vmm(stage, primary)?;
+            channel(stage, backup, Signal::KILL)?;
+        }
+        Cause::BackupKilled => kill_vmm(stage, backup)?,
+        Cause::StandbyKilledInTransfer => {
+            kill_vmm(stage, backup)?;
+            wait_for_transfer(stage, pair)?;
+            kill_vmm(stage, pair.third())?;
+        }
+        Cause::LinkCut => stage.site(primary).wire().cut()?,
+        Cause::HostLost => stage.crash(primary)?,
+        Cause::VmmStopped => vmm(stage, primary, Signal::STOP)?,
+        Cause::ChannelStopped => channel(stage, primary, Signal::STOP)?,
+        Cause::BackupChannelStopped => channel(stage, backup, Signal::STOP)?,
+    }
+    Ok(fault)
+}
+
+fn kill_vmm(stage: &mut Stage, id: SiteId) -> Result<(), Failure> {
+    stage.expect_end(id);
+    vmm(stage, id, Signal::KILL)
+}
+
+fn vmm(stage: &mut Stage, id: SiteId, signal: Signal) -> Result<(), Failure> {
+    let vmm = stage
+        .vmm(id)
+        .ok_or_else(|| format!("no VMM on host {id}"))?;
+    Ok(vmm.process().signal(signal)?)
+}
+
+fn channel(stage: &Stage, id: SiteId, signal: Signal) -> Result<(), Failure> {
+    match stage.site(id).host().signal_program(CHANNEL, signal)? {
+        0 => Err(format!("no {CHANNEL} on host {id}").into()),
+        _ => Ok(()),
+    }
+}
+
+/// Until the state is on its way to the third host.
+fn wait_for_transfer(stage: &mut Stage, pair: Pair) -> Result<(), Failure> {
+    let third = pair.third();
+    let name = third.to_string();
+    let patience = stage.patience().clone();
+    patience.wait_until("a transfer to the next standby", TRANSFER_LIMIT, || {
+        let status = stage.status(pair.primary);
+        Ok(status.is_some_and(|s| s.peer.as_ref() == Some(&name)))
+    })
+}
+
+/// Undoes what can be undone at once: what was stopped goes on, what was pulled is plugged in.
+pub(super) fn undo(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<(), Failure> {
+    match cause {
+        Cause::LinkCut => Ok(stage.site(pair.primary).wire().mend()?),
+        Cause::HostLost => stage.repair(pair.primary),
+        Cause::VmmStopped => vmm(stage, pair.primary, Signal::CONT),
+        Cause::ChannelStopped => resume_channel(stage, pair.primary),
+        Cause::BackupChannelStopped => resume_channel(stage, pair.backup),
+        _ => Ok(()),
+    }
+}
+
+/// The VMM may have killed and replaced a daemon that did not answer.
+fn resume_channel(stage: &Stage, id: SiteId) -> Result<(), Failure> {
+    stage
+        .site(id)
+        .host()
+        .signal_program(CHANNEL, Signal::CONT)?;
+    Ok(())
+}
+
+/// Makes every host useful again: a VMM that is gone is started as an empty standby, one that has lost is
+/// waited for until it has given up.
+pub(super) fn heal(stage: &mut Stage, watch: &Watch, primary: SiteId) -> Result<(), Failure> {
+    for id in SITES.into_iter().filter(|id| *id != primary) {
+        let is_gone = stage
+            .vmm(id)
+            .is_none_or(|vmm| vmm.process().try_wait().is_some());
+        if is_gone {
+            stage.start_standby(id)?;
+        }
+        let patience = stage.patience().clone();
+        patience.wait_until("a standby to be ready for work", GIVE_UP_LIMIT, || {
+            stage.check_processes()?;
+            Ok(stage
+                .status(id)
+                .is_some_and(|status| status.role == "backup"))
+        })?;
+        watch.readmit(id);
+    }
+    Ok(())
+}
+
+/// How long after the takeover a stopped process goes on: sometimes at once, sometimes when all is over.
+pub(super) fn stop_for(rng: &mut impl rand::Rng) -> Duration {
+    use rand::RngExt;
+    Duration::from_millis(rng.random_range(0..2000))
+}
+
+/// Waits for so long, unless interrupted.
+pub(super) fn pass(stage: &Stage, time: Duration) -> Result<(), Failure> {
+    let until = Moment::now().plus(time);
+    let patience = stage.patience();
+    patience.wait_until("time to pass", time.saturating_mul(100), || {
+        Ok(Moment::now() >= until)
+    })
+}

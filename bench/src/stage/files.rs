@@ -1,0 +1,93 @@
+//! The files of a stage: a directory of its own for everything that its programs share or say, gone with it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::SiteId;
+use crate::Failure;
+
+/// Bytes of the key that all hosts share.
+const KEY_BYTES: usize = 32;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Files {
+    root: TempDir,
+    /// Where consoles and logs are kept when this ends.
+    keep: Option<PathBuf>,
+}
+
+impl Files {
+    pub(super) fn new(keep: Option<&Path>) -> Result<Self, Failure> {
+        let root = tempfile::Builder::new().prefix("pollux-stage-").tempdir()?;
+        fs::create_dir(root.path().join("shared"))?;
+        fs::create_dir(root.path().join("tmp"))?;
+        let key: [u8; KEY_BYTES] = rand::random();
+        fs::write(root.path().join("key"), key)?;
+        if let Some(keep) = keep {
+            fs::create_dir_all(keep)?;
+        }
+        Ok(Self {
+            root,
+            keep: keep.map(Path::to_owned),
+        })
+    }
+
+    /// The directory on shared storage.
+    pub(crate) fn shared(&self) -> PathBuf {
+        self.root.path().join("shared")
+    }
+
+    /// The guest's disk, on shared storage.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.shared().join("disk.img")
+    }
+
+    /// For temporary files of the programs, which do not get to remove them when they are killed.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.root.path().join("tmp")
+    }
+
+    /// The key of all hosts.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.root.path().join("key")
+    }
+
+    /// The socket of a host's VMM.
+    pub(crate) fn api(&self, id: SiteId) -> PathBuf {
+        self.root.path().join(format!("{id}.sock"))
+    }
+
+    /// What the guest's console showed on a host.
+    pub(crate) fn console(&self, id: SiteId) -> PathBuf {
+        self.root.path().join(format!("{id}.console"))
+    }
+
+    /// Adds what a VMM logged to the file of its host, if anything is to be kept.
+    pub(super) fn keep_log(&self, id: SiteId, said: &str) {
+        use std::io::Write;
+        let Some(keep) = &self.keep else { return };
+        let path = keep.join(format!("{id}.log"));
+        let file = fs::File::options().append(true).create(true).open(&path);
+        if let Err(error) = file.and_then(|mut file| file.write_all(said.as_bytes())) {
+            eprintln!("{}: {error}", path.display());
+        }
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let Some(keep) = &self.keep else { return };
+        for id in super::SITES {
+            let console = self.console(id);
+            if console.exists() {
+                let to = keep.join(format!("{id}.console"));
+                if let Err(error) = fs::copy(&console, &to) {
+                    eprintln!("{}: {error}", to.display());
+                }
+            }
+        }
+    }
+}
