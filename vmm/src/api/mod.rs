@@ -10,11 +10,6 @@
 //! in has a limit, and every answer that is not a success says what is wrong and what to do.
 //!
 //! It does not serve TCP: who wants that puts a proxy with authentication before it.
-#![expect(unused_imports, reason = "the session behind it is not here yet")]
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the session behind it is not here yet")
-)]
 
 mod answer;
 mod connections;
@@ -39,17 +34,15 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use answer::ErrorBody;
-#[cfg(test)]
-pub(crate) use connections::MAX_CONNECTIONS;
-pub use control::{Control, Reason, Refused, Reply, Request, Subscription};
-pub use events::{Event, EventLog, EventRecord, RECENT_EVENTS, Severity, unix_ms};
-pub use limits::{AckAt, Limits, LimitsChange};
+pub use control::{Control, Refused, Reply, Request, Subscription};
+pub use events::{Event, EventLog, EventRecord, Severity, unix_ms};
+pub use limits::{Limits, LimitsChange};
 pub use notice::{cause as cause_text, event as notice_event};
-pub use routes::{ForceStartBody, HostGoneBody, MAX_BODY_LEN, MAX_COMMANDS, SnapshotBody};
+pub use routes::{ForceStartBody, HostGoneBody, MAX_COMMANDS, SnapshotBody};
 pub use socket::SocketError;
-pub use status::{
-    Failover, Lag, Output, Part, Quantiles, Role, StandbyReport, StatusReport, Transfer,
-};
+#[cfg(test)]
+pub use status::Role;
+pub use status::{Failover, Lag, Output, Part, Quantiles, StandbyReport, StatusReport, Transfer};
 
 use connections::Connections;
 use socket::Socket;

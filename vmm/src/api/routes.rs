@@ -21,7 +21,6 @@ use tokio::sync::{Semaphore, watch};
 
 use super::answer::{Failure, text};
 use super::control::{Control, Refused, Request};
-use super::limits::LimitsChange;
 use super::stream;
 
 /// The longest body of a request, in bytes.

@@ -145,18 +145,18 @@ pub struct Failover {
     pub cause: String,
     /// When the VM ran again, in ms since 1970 (UTC) by this host's clock.
     pub at_unix_ms: u64,
-    /// From the last sign of the old primary to the VM's running again, in ms.
+    /// From the moment that the loss was noticed to the VM's running again, in ms.
     pub total_ms: f64,
-    /// The parts, in their order.
+    /// The stations, in their order.
     pub timeline: Vec<Part>,
 }
 
-/// A part of a failover.
+/// A station of a failover.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     /// What was done.
     pub name: String,
-    /// How long it took, in ms.
+    /// When it was done, in ms since the loss was noticed.
     pub ms: f64,
 }
 

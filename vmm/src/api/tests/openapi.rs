@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::super::limits::AckAt;
 use super::super::routes::{PLAIN, READ, WITH_BODY};
 use super::super::{
-    AckAt, ErrorBody, Event, EventLog, Failover, ForceStartBody, HostGoneBody, Lag, Limits,
-    LimitsChange, Output, Part, Quantiles, Reply, Role, Severity, SnapshotBody, StandbyReport,
-    StatusReport, Transfer,
+    ErrorBody, Event, EventLog, Failover, ForceStartBody, HostGoneBody, Lag, Limits, LimitsChange,
+    Output, Part, Quantiles, Reply, Role, Severity, SnapshotBody, StandbyReport, StatusReport,
+    Transfer,
 };
 
 const DOCUMENT: &str = include_str!("../../../../docs/openapi.yaml");

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use super::super::routes::{PLAIN, READ, WITH_BODY};
-use super::super::{
-    Limits, LimitsChange, MAX_BODY_LEN, MAX_COMMANDS, Refused, Reply, Request, Server,
-};
+use super::super::routes::{MAX_BODY_LEN, PLAIN, READ, WITH_BODY};
+use super::super::{Limits, LimitsChange, MAX_COMMANDS, Refused, Reply, Request, Server};
 use super::fake::serve;
 use super::http::{connect, get, put, raw, request};
 

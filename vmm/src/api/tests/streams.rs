@@ -4,7 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::super::{Event, EventRecord, MAX_CONNECTIONS, RECENT_EVENTS, Severity};
+use super::super::connections::MAX_CONNECTIONS;
+use super::super::events::RECENT_EVENTS;
+use super::super::{Event, EventRecord, Severity};
 use super::fake::serve;
 use super::http::{connect, get};
 

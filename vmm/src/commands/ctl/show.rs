@@ -121,10 +121,10 @@ fn history(table: &mut Table, report: &StatusReport, now_unix_ms: u64) {
         let parts: Vec<String> = failover
             .timeline
             .iter()
-            .map(|part| format!("{} {:.1}", part.name, part.ms))
+            .map(|part| format!("{} at {:.1}", part.name, part.ms))
             .collect();
         if !parts.is_empty() {
-            table.row("", format!("{} ms", parts.join(" + ")));
+            table.row("", format!("{} ms", parts.join(", ")));
         }
     }
     if let Some(transfer) = &report.last_transfer {
@@ -266,10 +266,10 @@ mod tests {
                 cause: "its VMM died".to_owned(),
                 at_unix_ms: 1_700_000_000_123,
                 total_ms: 41.2,
-                timeline: ["noticed", "drained", "won", "live"]
-                    .map(|name| Part {
+                timeline: [("drained", 3.06), ("won", 15.0), ("live", 41.2)]
+                    .map(|(name, ms)| Part {
                         name: name.to_owned(),
-                        ms: 10.3,
+                        ms,
                     })
                     .to_vec(),
             }),
@@ -301,7 +301,7 @@ ACK           p50 92 us, p99 240 us
 log           12.35 Mbit/s
 standbys      helen        192.0.2.3:7700           ready
 last failover 2023-11-14T22:13:20.123Z (1 min 0 s ago): 41.2 ms, because its VMM died
-              noticed 10.3 + drained 10.3 + won 10.3 + live 10.3 ms
+              drained at 3.1, won at 15.0, live at 41.2 ms
 last transfer with pollux: 201.0 MiB in 2.1 s, the VM stopped for 38.0 ms
 divergences   0
 quarantine    sectors are read from side files, until late writes are impossible
