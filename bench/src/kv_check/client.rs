@@ -205,7 +205,8 @@ impl<'a> Client<'a> {
             gap,
         } = answered;
         self.latency
-            .saturating_record(span.answer.since(span.call).max(1));
+            .record(span.answer.since(span.call).max(1))
+            .expect("it grows as needed");
         self.live.answer(*gap);
         self.write(number, *task, *span, Some(answer))?;
         if let Answer::Error(said) = answer {

@@ -21,8 +21,6 @@ const LONGEST_ANSWER: u64 = 16 << 20;
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Status {
     pub(crate) role: String,
-    #[serde(default)]
-    pub(crate) state: String,
     pub(crate) epoch: Option<u64>,
     #[serde(default)]
     pub(crate) peer: Option<String>,
