@@ -1,3 +1,0 @@
-//! A seeded simulator that tries to break the protocol.
-
-fn main() {}
