@@ -123,7 +123,7 @@ mod tests {
     fn console(terminal: bool) -> Console {
         let mut console = Console::file(Path::new("/dev/null")).unwrap();
         if terminal {
-            let (_, slave) = pty();
+            let (_master, slave) = pty();
             console.before = Some(tcgetattr(&slave).unwrap());
         }
         console

@@ -47,11 +47,15 @@ fn a_switch_joins_its_hosts_until_a_cable_is_pulled() {
     let (b, _port_b, address_b) = plugged(&switch, 2);
     let (c, _port_c, _) = plugged(&switch, 3);
     port_a.enable_gro().unwrap();
-    assert!(reaches(&a, &b, address_b) && reaches(&c, &b, address_b));
+    wait_until("both to reach b", || {
+        reaches(&a, &b, address_b) && reaches(&c, &b, address_b)
+    })
+    .unwrap();
     port_a.cut().unwrap();
-    assert!(!reaches(&a, &b, address_b) && reaches(&c, &b, address_b));
+    assert!(!reaches(&a, &b, address_b));
+    wait_until("c to reach b still", || reaches(&c, &b, address_b)).unwrap();
     port_a.mend().unwrap();
-    assert!(reaches(&a, &b, address_b));
+    wait_until("a to reach b again", || reaches(&a, &b, address_b)).unwrap();
 }
 
 #[test]
@@ -83,7 +87,10 @@ fn all_processes_of_a_host_are_killed_and_no_others() {
     let bystander = other.spawn(Command::new("sleep").arg("1000")).unwrap();
     wait_until("both to be there", || host.processes().unwrap().len() == 2).unwrap();
     assert_eq!(other.processes().unwrap(), [bystander.pid()]);
-    assert_eq!(host.signal_program("sleep", Signal::CONT).unwrap(), 2);
+    wait_until("both to run sleep", || {
+        host.signal_program("sleep", Signal::CONT).unwrap() == 2
+    })
+    .unwrap();
     assert_eq!(host.signal_program("slee", Signal::KILL).unwrap(), 0);
     host.kill_all().unwrap();
     assert!(!shell.wait().unwrap().success());
