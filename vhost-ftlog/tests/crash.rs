@@ -101,10 +101,10 @@ fn daemons_and_link_die_at_random_and_every_append_arrives_once() {
             );
         }
         if matches!(victim, 0 | 2) {
-            primary.channel.daemon_pid().map(kill);
+            primary.channel.daemon_pid().into_iter().for_each(kill);
         }
         if matches!(victim, 1 | 2) {
-            backup.channel.daemon_pid().map(kill);
+            backup.channel.daemon_pid().into_iter().for_each(kill);
         }
         if victim == 3 {
             proxy.cut();
