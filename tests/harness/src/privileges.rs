@@ -1,9 +1,10 @@
-//! What a test needs of the machine, and what happens where it is missing: it is skipped by name and
-//! counted, or fails if `POLLUX_REQUIRE_KVM=1` says that nothing may be skipped.
+//! What a test needs of the machine, and what happens where it is missing: it is skipped by name, and
+//! fails if `POLLUX_REQUIRE_KVM=1` says that nothing may be skipped.
+//!
+//! Each skip adds a line to the file that `POLLUX_SKIPPED` names, so that `scripts/test` can name and
+//! count them: what a passing test prints is not shown.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+use std::io::Write;
 
 /// Whether `test` may make network namespaces and load eBPF programs.
 ///
@@ -29,13 +30,20 @@ pub fn kvm(test: &str) -> bool {
 /// Notes that `test` is skipped for want of something. Always false.
 ///
 /// # Panics
-/// If nothing may be skipped.
+/// If nothing may be skipped, or the note cannot be written.
 pub fn skip(test: &str, wanted: &str) -> bool {
     assert!(
         std::env::var_os("POLLUX_REQUIRE_KVM").is_none_or(|v| v != "1"),
         "{test} needs {wanted}, and POLLUX_REQUIRE_KVM=1 says that nothing may be skipped"
     );
-    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    eprintln!("SKIPPED {test}: needs {wanted} ({count} skipped so far in this run)");
+    eprintln!("SKIPPED {test}: needs {wanted}");
+    if let Some(path) = std::env::var_os("POLLUX_SKIPPED") {
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
+        file.and_then(|mut file| writeln!(file, "{test}: needs {wanted}"))
+            .expect("the file that POLLUX_SKIPPED names can be written");
+    }
     false
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use harness::privileges;
+
 /// The `pollux` program of this build.
 #[must_use]
 pub fn pollux() -> PathBuf {
@@ -41,35 +43,28 @@ pub fn stderr(output: &Output) -> String {
 }
 
 /// A snapshot of the test guest at its prompt, made once for all tests of a process. None where it
-/// cannot be made here; the reason is printed with the test's name.
+/// cannot be made here: `test` is then skipped.
+///
+/// # Panics
+/// If nothing may be skipped, or the guest does not boot.
 pub fn snapshot(test: &str) -> Option<&'static Path> {
-    static SNAPSHOT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match SNAPSHOT.get_or_init(make_snapshot) {
-        Ok(path) => Some(path),
-        Err(why) => {
-            assert!(
-                std::env::var_os("POLLUX_REQUIRE_KVM").is_none(),
-                "{test} needs KVM: {why}"
-            );
-            println!("SKIPPED {test}: {why}");
-            None
-        }
-    }
-}
-
-fn make_snapshot() -> Result<PathBuf, String> {
-    if !Path::new("/dev/kvm").exists() {
-        return Err("there is no /dev/kvm".to_owned());
-    }
+    static SNAPSHOT: OnceLock<PathBuf> = OnceLock::new();
     let guest = repository().join(".cache/guest");
     let (kernel, initramfs) = (guest.join("vmlinuz"), guest.join("initramfs.cpio"));
-    if !kernel.exists() || !initramfs.exists() {
-        return Err("there is no guest image: run scripts/guest-image".to_owned());
+    let has_image = kernel.exists() && initramfs.exists();
+    if !privileges::kvm(test)
+        || !(has_image || privileges::skip(test, "a guest image (scripts/guest-image)"))
+    {
+        return None;
     }
+    Some(SNAPSHOT.get_or_init(|| make_snapshot(&kernel, &initramfs)))
+}
+
+fn make_snapshot(kernel: &Path, initramfs: &Path) -> PathBuf {
     // Within target: made anew by each run, and ignored by git.
     let dir = pollux().with_file_name("test-guest");
     let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir_all(&dir).map_err(|error| error.to_string())?;
+    std::fs::create_dir_all(&dir).expect("target can be written");
     let out = dir.join("snapshot");
     eprintln!("booting the test guest once; this takes a minute or more");
     let status = Command::new(pollux())
@@ -81,9 +76,9 @@ fn make_snapshot() -> Result<PathBuf, String> {
         .arg("--initramfs")
         .arg(initramfs)
         .status()
-        .map_err(|error| error.to_string())?;
+        .expect("pollux is built with the workspace");
     assert!(status.success(), "the test guest boots to its prompt");
-    Ok(out)
+    out
 }
 
 /// A recording under way, with the guest's console at our hands.

@@ -55,12 +55,7 @@ const INVALID_OPCODE: u8 = 6;
 
 /// A guest that is about to run `code`, with the stub as its #UD handler. `None` without KVM.
 fn guest(test: &str, code: &[u8], ring: Ring) -> Option<BareGuest> {
-    if let Err(error) = hypervisor::kvm::open() {
-        assert!(
-            std::env::var_os("POLLUX_REQUIRE_KVM").is_none_or(|set| set != "1"),
-            "{test}: KVM is required: {error}"
-        );
-        eprintln!("SKIPPED {test}: {error}");
+    if !harness::privileges::kvm(test) {
         return None;
     }
     let guest = BareGuest::new(8 << 20, code, ring).unwrap();

@@ -175,9 +175,8 @@ mod tests {
 
     #[test]
     fn endless_guest_is_stopped_and_the_next_probe_is_not_disturbed() {
-        if crate::kvm::open().is_err() {
-            assert!(std::env::var_os("POLLUX_REQUIRE_KVM").is_none_or(|set| set != "1"));
-            eprintln!("SKIPPED endless_guest_is_stopped_and_the_next_probe_is_not_disturbed");
+        if !harness::privileges::kvm("endless_guest_is_stopped_and_the_next_probe_is_not_disturbed")
+        {
             return;
         }
         let mut lab = Lab::new().unwrap();
@@ -192,9 +191,7 @@ mod tests {
 
     #[test]
     fn triple_fault_does_not_end_the_lab() {
-        if crate::kvm::open().is_err() {
-            assert!(std::env::var_os("POLLUX_REQUIRE_KVM").is_none_or(|set| set != "1"));
-            eprintln!("SKIPPED triple_fault_does_not_end_the_lab");
+        if !harness::privileges::kvm("triple_fault_does_not_end_the_lab") {
             return;
         }
         let mut lab = Lab::new().unwrap();

@@ -1,34 +1,16 @@
 //! What the tests share: skipping, and running a bare guest.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use hypervisor::bare::{BareGuest, Ring};
 use hypervisor::{Exit, Stop, Vcpu};
 
 /// RAM of a test guest.
 pub(crate) const RAM_BYTES: u64 = 8 << 20;
 
-/// Whether KVM is there. Counts and names what is skipped; panics if KVM is required.
-pub(crate) fn have_kvm(test: &str) -> bool {
-    static SKIPPED: AtomicU32 = AtomicU32::new(0);
-    match hypervisor::kvm::open() {
-        Ok(_) => true,
-        Err(error) if std::env::var_os("POLLUX_REQUIRE_KVM").is_some_and(|set| set == "1") => {
-            panic!("{test}: KVM is required: {error}")
-        }
-        Err(error) => {
-            let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-            eprintln!("SKIPPED {test} (skipped so far: {count}): {error}");
-            false
-        }
-    }
-}
-
 /// Returns from the test if KVM is not there.
 #[macro_export]
 macro_rules! needs_kvm {
     ($test:expr) => {
-        if !$crate::guest::have_kvm($test) {
+        if !harness::privileges::kvm($test) {
             return;
         }
     };
