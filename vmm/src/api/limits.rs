@@ -81,10 +81,6 @@ impl Default for Limits {
 impl Limits {
     /// As pacing takes them.
     #[must_use]
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "neither pacing nor the gate takes new limits yet")
-    )]
     pub fn lag(&self) -> LagLimits {
         LagLimits {
             target: Duration::from_millis(self.lag_ms),

@@ -42,7 +42,9 @@ pub use routes::{ForceStartBody, HostGoneBody, MAX_COMMANDS, SnapshotBody};
 pub use socket::SocketError;
 #[cfg(test)]
 pub use status::Role;
-pub use status::{Failover, Lag, Output, Part, Quantiles, StandbyReport, StatusReport, Transfer};
+pub use status::{
+    Failover, Lag, Output, Pacing, Part, Quantiles, StandbyReport, StatusReport, Transfer,
+};
 
 use connections::Connections;
 use socket::Socket;

@@ -27,6 +27,8 @@ pub struct StatusReport {
     pub protected: bool,
     /// How far the backup is behind.
     pub lag: Lag,
+    /// What keeping the backup close costs the guest.
+    pub pacing: Pacing,
     /// Outputs on their way to the world.
     pub output: Output,
     /// From an output's log entry to its acknowledgement; none before the first.
@@ -103,8 +105,28 @@ impl Role {
 pub struct Lag {
     /// In exits.
     pub exits: u64,
-    /// In ms of the guest's time.
+    /// In ms of the vCPU's run time: what the backup has yet to run.
     pub ms: f64,
+    /// The most of it since the backup caught up, in ms.
+    pub most_ms: f64,
+}
+
+/// What keeping the backup close costs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Pacing {
+    /// Share of its time that the guest may run now, 0 to 1.
+    pub share: f64,
+    /// How long the guest was held for it since it runs here, in ms.
+    pub held_ms: f64,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        Self {
+            share: 1.0,
+            held_ms: 0.0,
+        }
+    }
 }
 
 /// Outputs on their way to the world.

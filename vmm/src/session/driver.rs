@@ -388,12 +388,18 @@ impl Session {
         self.log.record(Told::new(Severity::Info, kind, message));
     }
 
+    /// The limits in force.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn change_limits(&mut self, change: &LimitsChange) -> Result<Limits, Refused> {
         let limits = change.apply(&self.limits)?;
         self.channel
             .tune(limits.tuning())
             .map_err(|error| Refused::failed(error.to_string(), "look at the channel's daemon"))?;
         self.limits = limits;
+        self.leader.set_limits(&limits);
         Ok(self.limits)
     }
 

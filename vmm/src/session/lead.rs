@@ -1,6 +1,5 @@
 //! The primary's side: the live VM, its log, its gate, the transfer to a standby.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -15,15 +14,13 @@ use vhost_ftlog::frontend::Acks;
 use super::driver::{Session, SessionError};
 use super::event::{SessionEvent, TransferBegun};
 use super::{Devices, clock, transfer, world};
-use crate::api::{Lag, Output, Quantiles, StatusReport, Transfer};
+use crate::api::{Lag, Limits, Output, Pacing, Quantiles, StatusReport, Transfer};
 use crate::io::Delivery;
 use crate::vm::{
     ChannelLog, Command, FromPrimary, KvmMachine, LogPosition, Primary, SnapshotMeta, host_ns,
     write_snapshot,
 };
 
-/// Marks kept to tell the lag.
-const MAX_MARKS: usize = 256;
 /// When the MAC is announced after going live.
 const ANNOUNCE_MS: [u64; 6] = [0, 50, 200, 500, 1_000, 2_000];
 
@@ -37,6 +34,7 @@ pub(super) struct Leader {
     announce: Vec<Instant>,
     logging: Option<Logging>,
     guest_off: bool,
+    limits: Limits,
 }
 
 /// The log of a session.
@@ -48,8 +46,6 @@ struct Logging {
     start: Option<Mark>,
     since: Instant,
     child: Option<i32>,
-    /// Where the log was at the last turns.
-    marks: VecDeque<Mark>,
 }
 
 impl Leader {
@@ -62,6 +58,7 @@ impl Leader {
             announce: Vec::new(),
             logging: None,
             guest_off: false,
+            limits: Limits::default(),
         }
     }
 
@@ -146,7 +143,6 @@ impl Leader {
             ran: Duration::from_nanos(vm.position().virtual_ns()),
             at: Time(host_ns()),
         };
-        logging.mark(mark);
         let stats = vm.io().gate_stats();
         let released = if stats.held == 0 {
             stats.released_upto.max(received)
@@ -211,9 +207,22 @@ impl Leader {
             released: gate.released,
         };
         report.ack_us = gate.held_us.map(|(p50, p99)| Quantiles { p50, p99 });
-        if let Some(logging) = &self.logging {
-            report.lag = logging.lag();
-        }
+        let pacing = vm.pacing();
+        report.lag = Lag {
+            exits: pacing.lag_exits,
+            ms: pacing.lag_run.as_secs_f64() * 1e3,
+            most_ms: pacing.most_lag_run.as_secs_f64() * 1e3,
+        };
+        report.pacing = Pacing {
+            share: f64::from(pacing.share_ppm) / 1e6,
+            held_ms: pacing.held.as_secs_f64() * 1e3,
+        };
+    }
+
+    /// Other limits, from now on and for VMs to come.
+    pub(super) fn set_limits(&mut self, limits: &Limits) {
+        self.limits = *limits;
+        self.command(Command::SetLag(limits.lag()));
     }
 
     /// Bytes of the session's log.
@@ -239,30 +248,6 @@ impl Leader {
             let written = write_snapshot(&dir, &meta, state, memory);
             let _ = reply.send(written.map_err(|error| error.to_string()));
         })));
-    }
-}
-
-impl Logging {
-    /// How far the backup is behind: the marks of the last turns tell exits and age.
-    fn lag(&self) -> Lag {
-        let (_, replayed) = self.acks.progress();
-        let now = host_ns();
-        let oldest = self.marks.iter().find(|mark| mark.next > replayed);
-        let newest = self.marks.back();
-        match (oldest, newest) {
-            (Some(oldest), Some(newest)) => Lag {
-                exits: newest.exit.0.saturating_sub(oldest.exit.0),
-                ms: now.saturating_sub(oldest.at.0) as f64 / 1e6,
-            },
-            _ => Lag::default(),
-        }
-    }
-
-    fn mark(&mut self, mark: Mark) {
-        if self.marks.len() == MAX_MARKS {
-            self.marks.pop_front();
-        }
-        self.marks.push_back(mark);
     }
 }
 
@@ -329,7 +314,7 @@ impl Session {
             .map_err(|error| error.to_string())?;
         let position = Arc::new(LogPosition::default());
         vm.io().watch(session, parts.acks.clone());
-        let log = ChannelLog::new(parts.producer, Arc::clone(&position));
+        let log = ChannelLog::new(parts.producer, parts.acks.clone(), Arc::clone(&position));
         self.leader.logging = Some(Logging {
             session,
             to: Some(to),
@@ -338,7 +323,6 @@ impl Session {
             start: None,
             since: Instant::now(),
             child: None,
-            marks: VecDeque::new(),
         });
         let (link, sender, vcpu) = (
             Arc::clone(&self.link),
@@ -475,6 +459,7 @@ impl Session {
         let vm = Primary::start(machine, backends, behind_ns, pending, sender)
             .map_err(|error| SessionError::Fatal(error.to_string()))?;
         self.leader.vm = Some(vm);
+        self.leader.set_limits(&self.limits());
         let now = Instant::now();
         self.leader.announce = ANNOUNCE_MS
             .iter()

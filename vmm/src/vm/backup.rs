@@ -1,6 +1,7 @@
 //! A replica on a thread of its own: it takes a primary's state, then follows its log.
 
 use std::io::{BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -13,6 +14,8 @@ use ft::SectorRange;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use hypervisor::{GuestRam, Kicker, Vcpu};
 use replay::{ReplayError, Replayed, Replayer, SavedError, load_machine};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 use thiserror::Error;
 use transfer::Reader;
 use vhost_ftlog::frontend::LogConsumer;
@@ -21,10 +24,10 @@ use super::boot::create;
 use super::runner::VmPosition;
 use super::{Host, KvmMachine};
 
-/// How long the thread sleeps at the most when the log is silent.
-const IDLE: Duration = Duration::from_millis(20);
-/// How often the session is told how far replay is.
-const TELL_EVERY: Duration = Duration::from_millis(10);
+/// How long the thread sleeps at the most when nobody wakes it.
+const IDLE: Duration = Duration::from_secs(1);
+/// How often the session and the primary are told how far replay is, while it moves.
+const TELL_EVERY: Duration = Duration::from_millis(4);
 /// How many bytes of state come between two tellings.
 const TELL_BYTES: u64 = 4 << 20;
 /// Confirmed effects that are kept because the primary may not have released them.
@@ -78,14 +81,29 @@ pub struct Backup {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Stop {
     asked: AtomicBool,
     kicker: std::sync::Mutex<Option<Kicker>>,
+    /// Wakes the thread where it waits for the log.
+    wake: OwnedFd,
 }
 
 impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            asked: AtomicBool::new(false),
+            kicker: std::sync::Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    fn wake(&self) {
+        // It fails only where so many wake-ups wait that one more says nothing.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
     fn kick(&self) {
+        self.wake();
         if let Some(kicker) = &*self.kicker.lock().expect("nobody panics with it") {
             kicker.kick();
         }
@@ -104,7 +122,7 @@ impl Backup {
         events: Sender<T>,
     ) -> std::io::Result<Self> {
         let (send, receive) = channel();
-        let stop = Arc::new(Stop::default());
+        let stop = Arc::new(Stop::new()?);
         let position = Arc::new(VmPosition::default());
         let theirs = (Arc::clone(&stop), Arc::clone(&position));
         let thread = std::thread::Builder::new()
@@ -134,18 +152,23 @@ impl Backup {
 
     /// Tells where the log ends, once the channel is closed.
     pub fn end(&self) {
-        let _ = self.send.send(ToBackup::End);
+        self.ask(ToBackup::End);
+    }
+
+    fn ask(&self, what: ToBackup) {
+        let _ = self.send.send(what);
+        self.stop.wake();
     }
 
     /// Replays everything below `end`, then tells.
     pub fn drain(&self, end: Seq) {
-        let _ = self.send.send(ToBackup::Drain(end));
+        self.ask(ToBackup::Drain(end));
     }
 
     /// Takes the machine out, once it is drained. None if the replica is gone.
     pub fn hand_over(mut self) -> Option<Handover> {
         let (reply, receive) = channel();
-        self.send.send(ToBackup::HandOver(reply)).ok()?;
+        self.ask(ToBackup::HandOver(reply));
         let handover = receive.recv().ok();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -174,6 +197,8 @@ enum Failure {
     Channel(#[from] vhost_ftlog::frontend::Error),
     #[error("the delivered log: {0}")]
     Format(#[from] format::Error),
+    #[error("waiting for the log: {0}")]
+    Wait(std::io::Error),
     #[error("stopped")]
     Stopped,
 }
@@ -227,7 +252,7 @@ impl<T: From<FromBackup>> Replica<T> {
             log,
             next: Seq(0),
             recent: Vec::new(),
-            told: Instant::now(),
+            told: (Instant::now(), Seq(0)),
         };
         following.replayer.keep_recent_output();
         match self.follow(&mut following) {
@@ -306,8 +331,10 @@ impl<T: From<FromBackup>> Replica<T> {
             let moved = following.frame(&stop)?;
             let machine = following.replayer.machine();
             self.position.set(machine.exit().0, machine.board().now().0);
-            if moved && following.told.elapsed() >= TELL_EVERY {
-                following.told = Instant::now();
+            let tell_in = following.tell_in();
+            if tell_in == Some(Duration::ZERO) {
+                following.told = (Instant::now(), following.next);
+                following.log.announce_replayed();
                 self.tell(FromBackup::Replayed(following.next));
             }
             if moved {
@@ -319,9 +346,38 @@ impl<T: From<FromBackup>> Replica<T> {
                 let off = following.replayer.machine().has_ended();
                 self.tell(FromBackup::Drained(writes, off));
             }
-            self.tell(FromBackup::Replayed(following.next));
-            following.log.wait(Duration::ZERO, Some(IDLE))?;
+            self.rest(
+                &following.log,
+                tell_in.filter(|left| !left.is_zero()).unwrap_or(IDLE),
+            )?;
         }
+    }
+
+    /// Sleeps until there is more of the log, something is asked, or `limit` is over.
+    fn rest(&self, log: &LogConsumer, limit: Duration) -> Result<(), Failure> {
+        if log.arm() {
+            return Ok(());
+        }
+        let limit = Timespec {
+            tv_sec: limit.as_secs().cast_signed(),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        let wake = &self.stop.wake;
+        let mut either = [
+            PollFd::new(log, PollFlags::IN),
+            PollFd::new(wake, PollFlags::IN),
+        ];
+        match poll(&mut either, Some(&limit)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(Failure::Wait(error.into())),
+        }
+        if !either[0].revents().is_empty() {
+            log.clear()?;
+        }
+        if !either[1].revents().is_empty() {
+            let _ = rustix::io::read(wake, &mut [0; 8]);
+        }
+        Ok(())
     }
 }
 
@@ -330,7 +386,8 @@ struct Following {
     log: LogConsumer,
     next: Seq,
     recent: Vec<(Seq, Effect)>,
-    told: Instant,
+    /// When the session was told last, and what.
+    told: (Instant, Seq),
 }
 
 impl Following {
@@ -355,6 +412,12 @@ impl Following {
         self.log.release();
         self.log.report_replayed(next);
         Ok(true)
+    }
+
+    /// How long until the session is to be told how far replay is; none where it knows.
+    fn tell_in(&self) -> Option<Duration> {
+        let (at, what) = self.told;
+        (what < self.next).then(|| TELL_EVERY.saturating_sub(at.elapsed()))
     }
 
     fn outstanding_writes(&self) -> Vec<SectorRange> {

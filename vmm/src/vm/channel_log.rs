@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use format::Seq;
 use replay::{LogError, LogSink};
-use vhost_ftlog::frontend::LogProducer;
+use vhost_ftlog::frontend::{Acks, LogProducer};
 
 /// How often a producer that waits for room looks whether its session is being given up.
 const ROOM_WAIT: Duration = Duration::from_millis(20);
@@ -30,6 +30,11 @@ impl LogPosition {
         Seq(self.next.load(Ordering::Acquire))
     }
 
+    /// One more append was made.
+    pub(super) fn appended(&self) -> Seq {
+        Seq(self.next.fetch_add(1, Ordering::AcqRel))
+    }
+
     /// Bytes appended.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -46,6 +51,7 @@ impl LogPosition {
 #[derive(Debug)]
 pub struct ChannelLog {
     producer: LogProducer,
+    acks: Acks,
     position: Arc<LogPosition>,
     broken: bool,
 }
@@ -53,12 +59,23 @@ pub struct ChannelLog {
 impl ChannelLog {
     /// A log that begins with the session's first append.
     #[must_use]
-    pub fn new(producer: LogProducer, position: Arc<LogPosition>) -> Self {
+    pub fn new(producer: LogProducer, acks: Acks, position: Arc<LogPosition>) -> Self {
         Self {
             producer,
+            acks,
             position,
             broken: false,
         }
+    }
+
+    /// What tells how far the replica is.
+    pub(super) fn acks(&self) -> Acks {
+        self.acks.clone()
+    }
+
+    /// What tells how far the log is.
+    pub(super) fn position(&self) -> Arc<LogPosition> {
+        Arc::clone(&self.position)
     }
 
     fn publish(&mut self, bytes: &[u8]) -> bool {
@@ -101,7 +118,7 @@ impl LogSink for VmLog {
         log.position
             .bytes
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(Seq(log.position.next.fetch_add(1, Ordering::AcqRel)))
+        Ok(log.position.appended())
     }
 
     fn urgent(&mut self) {

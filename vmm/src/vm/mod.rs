@@ -9,6 +9,7 @@ mod channel_log;
 mod end;
 mod live;
 mod outside;
+mod pacing;
 mod primary;
 mod pulse;
 mod runner;

@@ -16,6 +16,8 @@ use crate::io::{Delivery, IoHandle};
 
 /// Longest sleep while the guest is halted, so that a lost wake-up would not be for ever.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// Pause before the vCPU looks again whether the gate has room.
+const FULL_PAUSE: Duration = Duration::from_micros(50);
 /// Bytes typed that are given to the guest at one time.
 const CONSOLE_PIECE: usize = 16;
 
@@ -133,6 +135,11 @@ impl<K> Inbox<K> {
         self.commands.pop_front()
     }
 
+    /// Whether a command waits.
+    pub fn has_command(&self) -> bool {
+        !self.commands.is_empty()
+    }
+
     /// The next command, waited for; none once all senders are gone.
     pub fn wait_command(&mut self) -> Option<K> {
         loop {
@@ -152,6 +159,7 @@ pub struct Live<K> {
     io: Option<IoHandle>,
     pulse: Arc<PulseState>,
     next_timer: Option<VirtualTime>,
+    waited_ns: u64,
 }
 
 impl<K> Live<K> {
@@ -170,6 +178,7 @@ impl<K> Live<K> {
             io,
             pulse,
             next_timer: None,
+            waited_ns: 0,
         }
     }
 
@@ -181,6 +190,42 @@ impl<K> Live<K> {
     /// The pulse.
     pub fn pulse(&self) -> &PulseState {
         &self.pulse
+    }
+
+    /// How long this world let the vCPU's thread wait since the last call, in ns: for inputs, and for
+    /// room in the gate.
+    pub fn take_waited(&mut self) -> u64 {
+        std::mem::take(&mut self.waited_ns)
+    }
+
+    /// Keeps the guest from running for `time`, or until a command comes. Inputs wait meanwhile.
+    pub fn hold(&mut self, time: Duration) {
+        self.pulse.resting();
+        let end = host_ns().saturating_add(time.as_nanos() as u64);
+        loop {
+            self.inbox.drain();
+            let left = end.saturating_sub(host_ns());
+            if left == 0 || !self.inbox.commands.is_empty() {
+                return;
+            }
+            match self.inbox.receive.recv_timeout(Duration::from_nanos(left)) {
+                Ok(message) => self.inbox.sort(message),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return std::thread::sleep(Duration::from_nanos(left));
+                }
+            }
+        }
+    }
+
+    fn wait_counted(&mut self, sleep: Duration) {
+        let since = host_ns();
+        match self.inbox.receive.recv_timeout(sleep) {
+            Ok(message) => self.inbox.sort(message),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(sleep),
+        }
+        self.waited_ns += host_ns().saturating_sub(since);
     }
 
     fn has_input(&self) -> bool {
@@ -230,9 +275,14 @@ impl<K> Outside for Live<K> {
         }
         let Some(io) = &self.io else { return };
         io.emit(effect, after);
-        while io.is_full() {
-            std::thread::sleep(Duration::from_micros(50));
+        if !io.is_full() {
+            return;
         }
+        let since = host_ns();
+        while io.is_full() {
+            std::thread::sleep(FULL_PAUSE);
+        }
+        self.waited_ns += host_ns().saturating_sub(since);
     }
 
     fn wait(&mut self, until: Option<VirtualTime>) {
@@ -249,11 +299,7 @@ impl<K> Outside for Live<K> {
         if sleep.is_zero() {
             return;
         }
-        match self.inbox.receive.recv_timeout(sleep) {
-            Ok(message) => self.inbox.sort(message),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(sleep),
-        }
+        self.wait_counted(sleep);
     }
 
     fn overdue(&mut self, next_timer: Option<VirtualTime>) -> bool {

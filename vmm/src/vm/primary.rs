@@ -11,6 +11,7 @@ use replay::Recorder;
 
 use super::channel_log::VmLog;
 use super::live::{Backends, LiveError};
+use super::pacing::{PacingState, PacingView};
 use super::runner::{Told, VmPosition};
 use super::{Command, KvmMachine, Live, Pulse, PulseState, Runner, VcpuSender, inbox, reissue};
 use crate::io::{self, Delivery, IoConfig, IoHandle, IoThread};
@@ -33,6 +34,7 @@ pub enum FromPrimary {
 pub struct Primary {
     sender: VcpuSender<Command>,
     position: Arc<VmPosition>,
+    pacing: Arc<PacingState>,
     io: IoHandle,
     thread: Option<JoinHandle<()>>,
     io_thread: Option<IoThread>,
@@ -85,7 +87,7 @@ impl Primary {
         let now = machine.board().now();
         let live = Live::new(now, behind_ns, inbox, Some(handle.clone()), pulse_state);
         let mut runner = Runner::new(Recorder::new(machine, live, VmLog::Off));
-        let position = runner.position();
+        let (position, pacing) = (runner.position(), runner.pacing());
         let thread = std::thread::Builder::new()
             .name("vcpu".to_owned())
             .spawn(move || {
@@ -99,6 +101,7 @@ impl Primary {
         Ok(Self {
             sender,
             position,
+            pacing,
             io: handle,
             thread: Some(thread),
             io_thread: Some(io_thread),
@@ -119,6 +122,11 @@ impl Primary {
     /// How far the VM is.
     pub fn position(&self) -> &VmPosition {
         &self.position
+    }
+
+    /// How far the backup is behind, and what that costs.
+    pub fn pacing(&self) -> PacingView {
+        self.pacing.view()
     }
 }
 

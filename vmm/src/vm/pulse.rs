@@ -2,7 +2,8 @@
 //!
 //! A guest that computes without exits would see neither its timer nor its network. A thread looks
 //! every [`BEAT`]: where the vCPU is in the guest, has made no exit since the last look, and something
-//! is due, it kicks it.
+//! is due, it kicks it. What is due may be a hold: a guest that runs ahead of its backup is stopped in
+//! code without exits too (R17).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +22,8 @@ pub struct PulseState {
     in_guest: AtomicBool,
     due_host_ns: AtomicU64,
     inputs: AtomicU64,
+    /// Beats without an exit after which the guest is to be held; 0: none.
+    hold_beats: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -31,6 +34,7 @@ impl Default for PulseState {
             in_guest: AtomicBool::new(false),
             due_host_ns: AtomicU64::new(u64::MAX),
             inputs: AtomicU64::new(0),
+            hold_beats: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         }
     }
@@ -48,6 +52,14 @@ impl PulseState {
     /// The guest does not run: it is halted or paused.
     pub fn resting(&self) {
         self.in_guest.store(false, Ordering::Relaxed);
+    }
+
+    /// A guest that has run this long without an exit is to be stopped, so that it can be held.
+    pub fn hold_after(&self, time: Option<Duration>) {
+        let beats = time.map_or(0, |time| (time.as_nanos() / BEAT.as_nanos()).max(1) as u64);
+        if self.hold_beats.load(Ordering::Relaxed) != beats {
+            self.hold_beats.store(beats, Ordering::Relaxed);
+        }
     }
 
     /// An input or a command was queued for the vCPU's thread.
@@ -97,17 +109,21 @@ impl Drop for Pulse {
 }
 
 fn beat(state: &PulseState, kicker: &Kicker) {
-    let mut last = 0;
+    let (mut last, mut still_beats) = (0, 0);
     while !state.stop.load(Ordering::Relaxed) {
         std::thread::sleep(BEAT);
         let exits = state.exits.load(Ordering::Relaxed);
         let still = exits == last;
         last = exits;
         if !still || !state.in_guest.load(Ordering::Relaxed) {
+            still_beats = 0;
             continue;
         }
+        still_beats += 1;
         let timer = state.due_host_ns.load(Ordering::Relaxed) <= super::host_ns();
-        if timer || state.inputs.load(Ordering::Relaxed) > 0 {
+        let hold = state.hold_beats.load(Ordering::Relaxed);
+        let hold = hold > 0 && still_beats >= hold;
+        if timer || hold || state.inputs.load(Ordering::Relaxed) > 0 {
             kicker.kick();
         }
     }

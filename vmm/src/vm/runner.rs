@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use format::ControlOp;
+use ft::{LagLimits, Pace};
 use hypervisor::GuestRam;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use replay::{LogSink, MachineState, RecordError, Recorder, Step};
 use thiserror::Error;
 
 use super::channel_log::{ChannelLog, VmLog};
-use super::{EndState, Live};
+use super::pacing::{LOOK_AGAIN, Pacer, PacingState};
+use super::{EndState, Live, host_ns};
 
 /// Called with a machine's state at rest, while it is stopped: what takes long there forks.
 pub type WithState = Box<dyn FnOnce(&MachineState, &GuestRam) + Send>;
@@ -35,6 +38,8 @@ pub enum Command {
     Quiesce(Option<ControlOp>),
     /// Lets the guest run on.
     Unquiesce,
+    /// Other limits of the backup's lag.
+    SetLag(LagLimits),
     /// Puts a control entry into the log here.
     Inject(ControlOp, Vec<u8>),
 }
@@ -50,6 +55,7 @@ impl std::fmt::Debug for Command {
             Self::EndLog => "EndLog",
             Self::Quiesce(_) => "Quiesce",
             Self::Unquiesce => "Unquiesce",
+            Self::SetLag(_) => "SetLag",
             Self::Inject(..) => "Inject",
         })
     }
@@ -134,6 +140,7 @@ pub struct Runner<L> {
     quiet: Option<Option<ControlOp>>,
     /// Stands still, as `Quiesce` asked.
     standing: bool,
+    pacer: Pacer,
 }
 
 impl<L: LogSink> Runner<L> {
@@ -145,12 +152,18 @@ impl<L: LogSink> Runner<L> {
             paused: false,
             quiet: None,
             standing: false,
+            pacer: Pacer::new(LagLimits::default()),
         }
     }
 
     /// How far the VM is.
     pub fn position(&self) -> Arc<VmPosition> {
         Arc::clone(&self.position)
+    }
+
+    /// What pacing has found.
+    pub fn pacing(&self) -> Arc<PacingState> {
+        self.pacer.state()
     }
 
     /// Runs the VM until it ends; commands that concern protection are refused.
@@ -212,6 +225,7 @@ impl<L: LogSink> Runner<L> {
                 self.standing = false;
                 self.recorder.quiesce(false);
             }
+            Command::SetLag(limits) => self.pacer.set_limits(limits),
             Command::Inject(op, data) => {
                 self.recorder.control(op, &data)?;
             }
@@ -263,7 +277,7 @@ impl<L: Switch> Runner<L> {
     pub fn run_protected(&mut self, told: &mut dyn Told) -> Result<(), RunnerError> {
         let mut off = false;
         loop {
-            match self.step()? {
+            match self.paced_step()? {
                 Step::Ended if !off => {
                     off = true;
                     self.standing = true;
@@ -277,6 +291,41 @@ impl<L: Switch> Runner<L> {
                     return Ok(());
                 }
                 self.obey_protected(command, off, told)?;
+            }
+        }
+    }
+
+    /// A step, and the hold that the backup's lag asks for.
+    fn paced_step(&mut self) -> Result<Step, RunnerError> {
+        if !self.pacer.follows() {
+            return self.step();
+        }
+        let began = host_ns();
+        self.recorder.outside_mut().take_waited();
+        let step = self.step()?;
+        let now = host_ns();
+        let waited = self.recorder.outside_mut().take_waited();
+        let ran = Duration::from_nanos(now.saturating_sub(began).saturating_sub(waited));
+        let pace = self.pacer.at_exit(ran, self.position.exit(), now);
+        let kick_after = self.pacer.kick_after();
+        self.recorder.outside_mut().pulse().hold_after(kick_after);
+        match pace {
+            Pace::Run => return Ok(step),
+            Pace::Hold(time) => self.recorder.outside_mut().hold(time),
+            Pace::Stop => self.stop_for_backup(),
+        }
+        let held = host_ns().saturating_sub(now);
+        self.pacer.state().add_held(Duration::from_nanos(held));
+        Ok(step)
+    }
+
+    /// Stands still until the backup is closer, or a command comes.
+    fn stop_for_backup(&mut self) {
+        while !self.pacer.may_run(host_ns()) {
+            let outside = self.recorder.outside_mut();
+            outside.hold(LOOK_AGAIN);
+            if outside.inbox_mut().has_command() {
+                return;
             }
         }
     }
@@ -306,11 +355,15 @@ impl<L: Switch> Runner<L> {
                 if let Some(state) = self.state_at_rest()? {
                     self.recorder.machine_mut().set_dirty_log(true)?;
                     with(&state, self.recorder.machine().memory());
+                    let (acks, position) = (Box::new(log.acks()), log.position());
+                    self.pacer.follow(acks, position, state.exit().0);
                     self.recorder.log_mut().switch(Some(log));
                 }
             }
             Command::EndLog => {
                 self.recorder.log_mut().switch(None);
+                self.pacer.unfollow();
+                self.recorder.outside_mut().pulse().hold_after(None);
                 self.recorder.machine_mut().set_dirty_log(false)?;
             }
             Command::Quiesce(op) if off => {

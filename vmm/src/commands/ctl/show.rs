@@ -94,7 +94,14 @@ fn session(table: &mut Table, report: &StatusReport) {
     }
     table.row(
         "lag",
-        format!("{} exits, {:.1} ms", count(report.lag.exits), report.lag.ms),
+        format!(
+            "{} exits, {:.1} ms (at most {:.1} ms); the guest may run {:.0} % of its time, held {} ms so far",
+            count(report.lag.exits),
+            report.lag.ms,
+            report.lag.most_ms,
+            report.pacing.share * 100.0,
+            count(report.pacing.held_ms as u64)
+        ),
     );
     if let Some(ack) = report.ack_us {
         table.row(
@@ -229,7 +236,9 @@ fn utc(unix_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Failover, Lag, Output, Part, Quantiles, Role, StandbyReport, Transfer};
+    use crate::api::{
+        Failover, Lag, Output, Pacing, Part, Quantiles, Role, StandbyReport, Transfer,
+    };
 
     fn report() -> StatusReport {
         StatusReport {
@@ -244,6 +253,11 @@ mod tests {
             lag: Lag {
                 exits: 1234,
                 ms: 4.06,
+                most_ms: 61.5,
+            },
+            pacing: Pacing {
+                share: 0.95,
+                held_ms: 1312.4,
             },
             output: Output {
                 held: 3,
@@ -296,7 +310,7 @@ host          castor, up 3 min 12 s, version 0.1.0
 epoch         7
 guest         999 exits, 3 min 3 s of its time
 output        3 held, the oldest for 0.4 ms; 1,203,310 released
-lag           1,234 exits, 4.1 ms
+lag           1,234 exits, 4.1 ms (at most 61.5 ms); the guest may run 95 % of its time, held 1,312 ms so far
 ACK           p50 92 us, p99 240 us
 log           12.35 Mbit/s
 standbys      helen        192.0.2.3:7700           ready
