@@ -236,7 +236,11 @@ impl VhostUserBackendReqHandlerMut for Control {
         for index in &running {
             self.stop(*index)?;
         }
-        self.memory = Some(Arc::new(memory));
+        let memory = Arc::new(memory);
+        let ours = Arc::clone(&memory);
+        let taken = self.engine.ask(|reply| Command::SetMemory(ours, reply));
+        settle(taken.and_then(|result| result))?;
+        self.memory = Some(memory);
         for index in running {
             self.start_if_ready(index)?;
         }

@@ -26,6 +26,8 @@ pub use channel::{Channel, ChannelConfig, ChannelEvent, Events};
 pub use consumer::{Delivered, LogConsumer};
 pub use producer::{LogProducer, ProducerStats};
 pub use session::Session;
+#[cfg(test)]
+pub(crate) use session::SessionMemory;
 pub use spawn::{Daemon, SpawnConfig};
 pub use wire::check_daemon;
 

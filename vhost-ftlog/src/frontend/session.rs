@@ -42,7 +42,7 @@ impl QueueEvents {
 
 /// The arena of a session with its mappings, shared by all parts and by the supervisor.
 #[derive(Debug)]
-pub(super) struct SessionMemory {
+pub(crate) struct SessionMemory {
     // Dropped first: the word is let go before the memory is.
     _owner: OwnerWord,
     pub(super) arena: Arena,
@@ -134,6 +134,32 @@ impl SessionMemory {
             acks: Acks::new(Arc::clone(self)),
             consumer: LogConsumer::new(Arc::clone(self)),
         }
+    }
+}
+
+/// For tests of the daemon's side: the memory of a session without a daemon.
+#[cfg(test)]
+impl SessionMemory {
+    pub(crate) fn without_daemon(config: ArenaConfig, first: Seq) -> (Arc<Self>, Session) {
+        let (memory, log) = Self::new(config, first).expect("an arena of legal sizes");
+        let session = memory.parts(log);
+        (memory, session)
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    pub(crate) fn layout(&self) -> &ArenaLayout {
+        &self.layout
+    }
+
+    /// Which queues were kicked since the last look: log, delivery.
+    pub(crate) fn take_kicks(&self) -> [bool; 2] {
+        [&self.log_events, &self.delivery_events].map(|events| {
+            let waited = events.kick.wait(Some(std::time::Duration::ZERO));
+            waited.expect("an eventfd can be polled")
+        })
     }
 }
 

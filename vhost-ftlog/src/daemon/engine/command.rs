@@ -65,6 +65,8 @@ pub type Reply<T> = SyncSender<T>;
 /// What other threads ask for.
 #[allow(missing_docs)] // The fields are what the variants say.
 pub enum Command {
+    /// Use this memory from now on, and let go of what was used before.
+    SetMemory(Arc<DeviceMemory>, Reply<Result<(), Refused>>),
     /// Use a queue.
     StartQueue(Box<QueueSetup>, Reply<Result<(), Refused>>),
     /// Let go of a queue and of all memory that it names; its used index is the answer.

@@ -221,6 +221,7 @@ impl<R: Ring> Engine<R> {
             return;
         };
         if link.closing {
+            self.told_gone = result == ACK_LEN as i32;
             self.lose(LostReason::PeerClosed);
         } else if result != ACK_LEN as i32 {
             self.lose(LostReason::Network);

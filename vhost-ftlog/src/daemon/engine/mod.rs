@@ -22,8 +22,12 @@ mod queues;
 mod receiver;
 pub mod ring_io;
 mod sender;
+#[cfg(any(test, fuzzing))]
+pub mod simulated;
 mod spin;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 pub mod uring;
 
 use std::sync::Arc;
@@ -88,6 +92,8 @@ pub struct Engine<R> {
     generation: u64,
     /// The VMM was told that the peer's is dead.
     peer_vmm_dead: bool,
+    /// The peer knows that the VMM here is dead.
+    told_gone: bool,
     /// When a drain, or the delivery for a dead VMM, is given up.
     give_up_at: Option<u64>,
     draining: bool,
@@ -130,6 +136,7 @@ impl<R: Ring> Engine<R> {
             link: None,
             generation: 0,
             peer_vmm_dead: false,
+            told_gone: false,
             give_up_at: None,
             draining: false,
             finished: false,

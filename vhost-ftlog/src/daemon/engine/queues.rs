@@ -1,6 +1,7 @@
 //! Commands of the other threads: queues, sessions, the life and death of the VMM.
 #![allow(unsafe_code)] // Waits on a word of the shared control page.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ring::{Desc, Device, MappedVring, Owner};
@@ -12,6 +13,7 @@ use super::ring_io::{Ring, Slot};
 use super::sender::Sender;
 use super::{Engine, Notices};
 use crate::config_space::{QUEUE_DELIVERY, QUEUE_EVENT, QUEUE_LOG, Role, SessionParams};
+use crate::daemon::memory::DeviceMemory;
 use crate::notice::{LostReason, Notice};
 
 impl<R: Ring> Engine<R> {
@@ -29,6 +31,9 @@ impl<R: Ring> Engine<R> {
             }
             Command::StopQueue(index, reply) => {
                 let _ = reply.send(self.stop_queue(index));
+            }
+            Command::SetMemory(memory, reply) => {
+                let _ = reply.send(self.set_memory(memory));
             }
             Command::Forget(reply) => {
                 let _ = reply.send(self.forget_last_vmm());
@@ -70,7 +75,42 @@ impl<R: Ring> Engine<R> {
         }
     }
 
+    /// Goes over to the memory of this VMM: when this returns nothing of the memory before is read or
+    /// written any more, its owner word in particular. A session goes on with the queues started next.
+    fn set_memory(&mut self, memory: Arc<DeviceMemory>) -> Result<(), Refused> {
+        if self.delivers_for_a_dead_vmm() {
+            return Err(Refused::State("still delivering the log of a dead VMM"));
+        }
+        self.let_go_of_memory();
+        self.memory = Some(memory);
+        self.has_frontend = true;
+        self.told_gone = false;
+        Ok(())
+    }
+
+    fn delivers_for_a_dead_vmm(&self) -> bool {
+        self.vmm_dead && self.role() == Some(Role::Sender)
+    }
+
+    fn let_go_of_memory(&mut self) {
+        for index in [QUEUE_LOG, QUEUE_DELIVERY, QUEUE_EVENT] {
+            self.stop_queue(index);
+        }
+        self.io
+            .quiesce(&[Token::Owner])
+            .expect("a ring that worked cancels its operations");
+        self.memory = None;
+        self.vmm_dead = false;
+        if !self.draining {
+            self.give_up_at = None;
+        }
+    }
+
     fn start_queue(&mut self, setup: QueueSetup) -> Result<(), Refused> {
+        let current = self.memory.as_ref();
+        if !current.is_some_and(|memory| Arc::ptr_eq(memory, &setup.memory)) {
+            return Err(Refused::State("a queue of memory that was taken back"));
+        }
         self.stop_queue(setup.index);
         let (kick, call) = slots(setup.index).ok_or(Refused::State("no such queue"))?;
         let vring = MappedVring::new(setup.memory.mapping().clone(), setup.layout)?;
@@ -78,7 +118,11 @@ impl<R: Ring> Engine<R> {
         match setup.index {
             QUEUE_LOG => {
                 queue.available()?;
-                self.sender = Some(Sender::new(queue, setup.memory.clone()));
+                let mut sender = Sender::new(queue, setup.memory.clone());
+                if let Some(params) = self.params {
+                    sender.open(params.session, params.epoch);
+                }
+                self.sender = Some(sender);
             }
             QUEUE_DELIVERY => {
                 if queue.available()? == queue.used() {
@@ -89,19 +133,17 @@ impl<R: Ring> Engine<R> {
                     return Err(Refused::State("the delivery ring is not writable"));
                 }
                 let ring = setup.memory.map_twice(desc.addr, desc.len)?;
-                self.receiver = Some(Receiver::new(ring, setup.memory.clone())?);
+                let mut receiver = Receiver::new(ring, setup.memory.clone())?;
+                if let Some(params) = self.params {
+                    receiver.open(params.session, params.epoch);
+                }
+                self.receiver = Some(receiver);
             }
             QUEUE_EVENT => self.notices.start(queue, setup.memory.clone()),
             _ => return Err(Refused::State("no such queue")),
         }
         self.io.set_file(kick, setup.kick)?;
         self.io.set_file(call, setup.call)?;
-        if self.memory.is_none() {
-            self.vmm_dead = false;
-            self.give_up_at = None;
-        }
-        self.memory = Some(setup.memory);
-        self.has_frontend = true;
         Ok(())
     }
 
@@ -137,7 +179,7 @@ impl<R: Ring> Engine<R> {
     }
 
     fn forget_last_vmm(&mut self) -> Result<(), Refused> {
-        if self.vmm_dead && self.params.is_some() {
+        if self.delivers_for_a_dead_vmm() {
             return Err(Refused::State("still delivering the log of a dead VMM"));
         }
         self.close();
@@ -162,16 +204,8 @@ impl<R: Ring> Engine<R> {
     }
 
     fn forget(&mut self) {
-        for index in [QUEUE_LOG, QUEUE_DELIVERY, QUEUE_EVENT] {
-            self.stop_queue(index);
-        }
-        self.io
-            .quiesce(&[Token::Owner])
-            .expect("a ring that worked cancels its operations");
+        self.let_go_of_memory();
         self.notices = Notices::default();
-        self.memory = None;
-        self.vmm_dead = false;
-        self.give_up_at = None;
     }
 
     fn role(&self) -> Option<Role> {
@@ -287,7 +321,11 @@ impl<R: Ring> Engine<R> {
                 sender.is_drained() && (!self.vmm_dead || sender.is_finished())
             }
             (Some(Role::Receiver), _, Some(receiver)) => {
-                self.link.is_none() || (!self.vmm_dead && !receiver.owes_acknowledgement())
+                if self.vmm_dead {
+                    self.told_gone
+                } else {
+                    self.link.is_none() || !receiver.owes_acknowledgement()
+                }
             }
             _ => true,
         };
@@ -308,8 +346,8 @@ impl<R: Ring> Engine<R> {
             self.params = None;
             self.generation += 1;
             self.report(Report::Closed);
+            self.forget();
         }
-        self.give_up_at = None;
         self.report(Report::Finished);
     }
 }
