@@ -8,6 +8,7 @@ use vhost_ftlog::daemon::run;
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    usdt::sample_as_environment_says();
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("FTLOG_LOG")

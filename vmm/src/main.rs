@@ -20,6 +20,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    usdt::sample_as_environment_says();
     cli::start_log(&cli.log);
     match commands::run(cli.command) {
         Ok(code) => code,

@@ -24,7 +24,10 @@
 mod note;
 mod sampling;
 
-pub use sampling::{sample_one_in, sampled};
+pub use sampling::{
+    DEFAULT_DISTANCE, DISTANCE_VARIABLE, distance_of_environment, sample_as_environment_says,
+    sample_one_in, sampled,
+};
 
 /// A station on the way of a log entry, in the order in which an entry passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

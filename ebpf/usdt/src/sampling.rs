@@ -2,8 +2,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// Distance between sampled appends, unless another is set: rare enough for a log of a million appends
+/// a second, dense enough for one of a thousand.
+pub const DEFAULT_DISTANCE: u64 = 64;
+/// Environment variable with another distance; programs that are started hand it on.
+pub const DISTANCE_VARIABLE: &str = "POLLUX_SAMPLE_ONE_IN";
+
 /// Distance minus one; the distance is a power of two.
-static MASK: AtomicU64 = AtomicU64::new(0);
+static MASK: AtomicU64 = AtomicU64::new(DEFAULT_DISTANCE - 1);
 
 /// Shows one append in `distance`, rounded up to a power of two. All processes of a pair should be told
 /// the same; those that show more are thinned out when they are joined.
@@ -13,6 +19,18 @@ pub fn sample_one_in(distance: u64) {
         .checked_next_power_of_two()
         .unwrap_or(1 << 63);
     MASK.store(distance - 1, Ordering::Relaxed);
+}
+
+/// The same with the distance in [`DISTANCE_VARIABLE`]. Does nothing where that is no number.
+pub fn sample_as_environment_says() {
+    if let Some(distance) = distance_of_environment() {
+        sample_one_in(distance);
+    }
+}
+
+/// The distance in [`DISTANCE_VARIABLE`], if it is a number.
+pub fn distance_of_environment() -> Option<u64> {
+    std::env::var(DISTANCE_VARIABLE).ok()?.trim().parse().ok()
 }
 
 /// Whether one of the positions `from..upto` is sampled.

@@ -56,6 +56,15 @@ impl Seq {
 )]
 pub struct SessionId(pub [u8; 16]);
 
+impl SessionId {
+    /// The first eight bytes, little-endian: names the session where heartbeats and trace points do.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

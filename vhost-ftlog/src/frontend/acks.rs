@@ -28,7 +28,21 @@ impl Acks {
     /// [`Error::Ring`] where the daemon broke the ring.
     #[inline]
     pub fn acked(&self) -> Result<Seq, Error> {
-        Ok(self.memory.used()?.1)
+        let acked = self.memory.used()?.1;
+        self.saw(acked);
+        Ok(acked)
+    }
+
+    /// The trace point of what is seen for the first time.
+    #[inline]
+    fn saw(&self, acked: Seq) {
+        let seen = &self.memory.seen;
+        if acked.0 > seen.load(Ordering::Relaxed) {
+            let before = seen.fetch_max(acked.0, Ordering::Relaxed);
+            if acked.0 > before {
+                usdt::seen(self.memory.number, before, acked.0);
+            }
+        }
     }
 
     /// What the replica has received and what it has replayed, whatever the mode, as last heard.
@@ -60,7 +74,12 @@ impl Acks {
     #[inline]
     pub fn arm(&self, upto: Seq) -> Result<bool, Error> {
         let position = upto.0.wrapping_sub(self.memory.first.0);
-        if position == 0 || self.memory.log.used()? >= position {
+        if position == 0 {
+            return Ok(true);
+        }
+        let (used, acked) = self.memory.used()?;
+        if used >= position {
+            self.saw(acked);
             return Ok(true);
         }
         Ok(self.memory.log.arm(position - 1)?)

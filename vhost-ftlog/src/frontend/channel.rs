@@ -156,7 +156,7 @@ impl Channel {
     pub fn open(&self, params: SessionParams, first: Seq) -> Result<Session, Error> {
         let mut state = self.inner.lock();
         let state = &mut *state;
-        let (memory, log) = SessionMemory::new(self.inner.config.arena, first)?;
+        let (memory, log) = SessionMemory::new(self.inner.config.arena, params.session, first)?;
         let old = state.session.take();
         let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
         if old.is_some() {

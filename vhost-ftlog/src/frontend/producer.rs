@@ -37,6 +37,8 @@ pub struct LogProducer {
     /// What each outstanding append releases, by position modulo the ring's size.
     marks: Vec<Mark>,
     released: u64,
+    /// The daemon was told of everything below this sequence number.
+    told: u64,
     stats: ProducerStats,
 }
 
@@ -48,6 +50,7 @@ impl LogProducer {
             space: LogSpace::new(len, HOT_BYTES),
             marks,
             released: ring.position(),
+            told: memory.first.0 + ring.position(),
             ring,
             memory,
             stats: ProducerStats::default(),
@@ -100,8 +103,10 @@ impl LogProducer {
             next: 0,
         })?;
         self.stats.appends += 1;
+        usdt::appended(self.memory.number, seq.0, seq.0 + 1);
         if self.ring.needs_kick() {
             self.kick();
+            self.has_told(seq.next());
         } else {
             self.stats.kicks_suppressed += 1;
         }
@@ -163,6 +168,16 @@ impl LogProducer {
             self.kick();
         } else {
             self.stats.kicks_suppressed += 1;
+        }
+        self.has_told(upto);
+    }
+
+    /// The trace point of what the daemon was told of for the first time.
+    #[inline]
+    fn has_told(&mut self, upto: Seq) {
+        if upto.0 > self.told {
+            usdt::kicked(self.memory.number, self.told, upto.0);
+            self.told = upto.0;
         }
     }
 

@@ -1,9 +1,9 @@
 //! A session's shared memory and its parts.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use format::Seq;
+use format::{Seq, SessionId};
 use ring::{
     Arena, ArenaConfig, ArenaLayout, COMMIT_NEVER, CONTROL_MAGIC, CONTROL_VERSION, CommitPoint,
     ControlPage, Desc, DoubleMapping, Driver, Limits, MappedVring, Mapping, Reaper,
@@ -55,12 +55,17 @@ pub(crate) struct SessionMemory {
     pub(super) events: std::sync::Mutex<Driver<MappedVring>>,
     /// Sequence number of the first append.
     pub(super) first: Seq,
+    /// The session, as its trace points name it.
+    pub(super) number: u64,
+    /// Everything below this was seen as acknowledged, by whichever clone of [`Acks`].
+    pub(super) seen: AtomicU64,
 }
 
 impl SessionMemory {
-    /// Makes the arena of a session whose first append has the number `first`.
+    /// Makes the arena of `session`, whose first append has the number `first`.
     pub(super) fn new(
         config: ArenaConfig,
+        session: SessionId,
         first: Seq,
     ) -> Result<(Arc<Self>, Driver<MappedVring>), Error> {
         let layout = ArenaLayout::new(config)?;
@@ -92,6 +97,8 @@ impl SessionMemory {
             events: std::sync::Mutex::new(events),
             mapping,
             first,
+            number: session.number(),
+            seen: AtomicU64::new(first.0),
         };
         memory.offer_event_buffers()?;
         Ok((Arc::new(memory), log))

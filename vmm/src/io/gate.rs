@@ -125,6 +125,9 @@ impl Gate {
             self.waits.pop_front();
         }
         self.waits.push_back(host_ns().saturating_sub(since));
+        if let (Some((session, _)), Some(entry)) = (&self.acks, needs.0.checked_sub(1)) {
+            usdt::released(session.number(), entry, needs.0);
+        }
         self.released += 1;
         self.released_upto = self.released_upto.max(needs);
         Ok(Some(effect))

@@ -246,6 +246,8 @@ impl Receiver {
             self.partial = Some(partial);
             return Ok(None);
         }
+        let (first, next) = (partial.header.first.0, partial.header.next().0);
+        usdt::received(self.session.number(), first, next);
         let trailer = self.bytes(start + (HEADER_LEN + body_len) as u64, TRAILER_LEN);
         let expected = u32::from_le_bytes(*trailer.first_chunk().expect("the trailer has 4 bytes"));
         if partial.crc != expected {
@@ -284,6 +286,7 @@ impl Receiver {
             seq: header.next().0,
         };
         self.memory.control().delivery.commits.commit(self.commit);
+        usdt::committed(self.session.number(), header.first.0, header.next().0);
         stats.frame_in(header.count, header.body_len as usize);
     }
 

@@ -291,7 +291,9 @@ impl Sender {
     pub(super) fn sent(&mut self, sent: usize, now: u64) -> Option<*const libc::msghdr> {
         let rest = self.flight.advance(sent);
         if rest.is_none() {
+            let before = self.sent;
             self.sent += u64::from(self.flight.count());
+            usdt::sent(self.session.number(), self.seq(before), self.seq(self.sent));
             self.in_flight = false;
             self.times.sent(self.seq(self.sent), now);
         }
@@ -349,6 +351,11 @@ impl Sender {
         if upto <= self.queue.used() {
             return Acked::default();
         }
+        usdt::acknowledged(
+            self.session.number(),
+            self.seq(self.queue.used()),
+            self.seq(upto),
+        );
         self.times.acknowledged(self.seq(upto), now, stats);
         words.used_ns.store(now, Ordering::Relaxed);
         let call = self.queue.use_up_to(upto, 0);
