@@ -148,7 +148,8 @@ impl SessionMemory {
 #[cfg(test)]
 impl SessionMemory {
     pub(crate) fn without_daemon(config: ArenaConfig, first: Seq) -> (Arc<Self>, Session) {
-        let (memory, log) = Self::new(config, first).expect("an arena of legal sizes");
+        let (memory, log) =
+            Self::new(config, SessionId::default(), first).expect("an arena of legal sizes");
         let session = memory.parts(log);
         (memory, session)
     }
