@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// One object for each part that must be able to fail alone.
-const OBJECTS: [&str; 2] = ["heartbeat", "traffic"];
+const OBJECTS: [&str; 4] = ["heartbeat", "traffic", "stations", "exits"];
 
 fn main() -> ExitCode {
     match build() {

@@ -7,10 +7,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod exits;
 pub mod histogram;
 pub mod key;
 pub mod maps;
 pub mod packet;
+pub mod stations;
 pub mod traffic;
 
 pub use key::{Key, KeyGeneration, SessionKeys, Side};

@@ -207,6 +207,12 @@ impl SeenReply {
         ]
     }
 
+    /// The peer's clock minus this host's, ns, and how far off that can be: the reply was made somewhere
+    /// within the round trip.
+    pub const fn clock_offset_ns(&self) -> (i64, u64) {
+        clock_offset_ns(self.peer_time_ns, self.arrived_ns, self.round_trip_ns())
+    }
+
     /// Round trip, ns: from the egress probe where there is one, else from the hand-over.
     pub const fn round_trip_ns(&self) -> u64 {
         let from = if self.departed_ns == 0 {
@@ -216,6 +222,15 @@ impl SeenReply {
         };
         self.arrived_ns.saturating_sub(from)
     }
+}
+
+/// The peer's clock minus this host's, ns, from the peer's time in a reply, and how far off it can be.
+pub const fn clock_offset_ns(peer_time_ns: u64, arrived_ns: u64, round_trip_ns: u64) -> (i64, u64) {
+    let middle = arrived_ns.wrapping_sub(round_trip_ns / 2);
+    (
+        peer_time_ns.wrapping_sub(middle).cast_signed(),
+        round_trip_ns.div_ceil(2),
+    )
 }
 
 /// Value of the map `sessions` (key: the session id): what the responder needs to know of a session.

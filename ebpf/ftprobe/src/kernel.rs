@@ -213,7 +213,7 @@ fn page_map<T>(name: &str) -> Result<MapData, MapError> {
 }
 
 /// Device and inode of this process's PID namespace, as the kernel numbers them.
-fn pid_namespace() -> io::Result<(u64, u64)> {
+pub(crate) fn pid_namespace() -> io::Result<(u64, u64)> {
     let status = std::fs::metadata("/proc/self/ns/pid")?;
     let (major, minor) = (libc::major(status.dev()), libc::minor(status.dev()));
     Ok((

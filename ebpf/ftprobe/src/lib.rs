@@ -6,11 +6,14 @@
 pub mod backend;
 pub mod causes;
 pub mod daemon;
+pub mod exits;
 mod interface;
 pub mod kernel;
+pub mod listen;
 pub mod objects;
 pub mod server;
 pub mod state;
+pub mod stations;
 pub mod table;
 pub mod traffic;
 pub mod userspace;

@@ -9,14 +9,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use ftprobe::causes::with_causes;
 use ftprobe::daemon::{Config, Daemon, Mode};
+use ftprobe::listen::{self, Listen};
 use heartbeat::Client;
-use heartbeat::protocol::{FlowStatus, ResponderKind, SessionStatus};
+use heartbeat::protocol::{DEFAULT_SOCKET, FlowStatus, ResponderKind, SessionStatus};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
 type AnyError = Box<dyn std::error::Error>;
-
-const DEFAULT_SOCKET: &str = "/run/pollux/ftprobe.sock";
 
 /// Probes in the kernel for Pollux: heartbeats that a starved host still answers, and what the
 /// kernel sees of the logging channel.
@@ -42,6 +41,43 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Print where the time of log entries goes: one histogram for each stage.
+    ///
+    /// Listens on this machine, or reads what was recorded on the primary's host and on the backup's,
+    /// in this order. Listening needs CAP_BPF and CAP_PERFMON.
+    Latency {
+        /// Recordings to read instead of listening.
+        #[arg(num_args = 0..=2)]
+        recordings: Vec<PathBuf>,
+        #[command(flatten)]
+        listen: Listen,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Compare the clocks by heartbeats even where both hosts are one machine.
+        #[arg(long)]
+        measured_clocks: bool,
+    },
+    /// Record the stations of log entries on this host, for `latency` and `trace`.
+    Record {
+        /// The file to write.
+        #[arg(long)]
+        out: PathBuf,
+        #[command(flatten)]
+        listen: Listen,
+    },
+    /// Write a trace for Perfetto or chrome://tracing from the recordings of one host or both.
+    Trace {
+        /// Recordings of the primary's host and of the backup's, the first with the clock that counts.
+        #[arg(required = true, num_args = 1..=2)]
+        recordings: Vec<PathBuf>,
+        /// The file to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Compare the clocks by heartbeats even where both hosts are one machine.
+        #[arg(long)]
+        measured_clocks: bool,
     },
 }
 
@@ -104,6 +140,22 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run(arguments),
         Command::Status { socket, json } => status(&socket, json),
+        Command::Latency {
+            recordings,
+            listen,
+            json,
+            measured_clocks,
+        } => latency(&recordings, &listen, json, measured_clocks),
+        Command::Record { out, listen } => {
+            signals().and_then(|(stop, _)| Ok(listen.record(&out, &stop)?))
+        }
+        Command::Trace {
+            recordings,
+            out,
+            measured_clocks,
+        } => listen::read(&recordings)
+            .and_then(|read| listen::trace(&read, measured_clocks, &out))
+            .map_err(AnyError::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,11 +166,37 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Run) -> Result<(), AnyError> {
+/// Readable once SIGTERM or SIGINT has come, and the end that makes it so.
+fn signals() -> Result<(UnixStream, UnixStream), AnyError> {
     let (signalled, stop) = UnixStream::pair()?;
     for signal in [SIGTERM, SIGINT] {
         signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
     }
+    Ok((stop, signalled))
+}
+
+fn latency(
+    recordings: &[PathBuf],
+    listen: &Listen,
+    json: bool,
+    measured_clocks: bool,
+) -> Result<(), AnyError> {
+    let read = if recordings.is_empty() {
+        vec![listen.hear(&signals()?.0)?]
+    } else {
+        listen::read(recordings)?
+    };
+    let stages = listen::stages(&read, measured_clocks);
+    if json {
+        println!("{}", stages.json());
+    } else {
+        print!("{stages}");
+    }
+    Ok(())
+}
+
+fn run(arguments: Run) -> Result<(), AnyError> {
+    let (stop, _signalled) = signals()?;
     let daemon = Daemon::start(&Config {
         interface: arguments.interface,
         log_interface: arguments.log_interface,

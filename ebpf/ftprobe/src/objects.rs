@@ -14,6 +14,11 @@ pub(crate) const HEARTBEAT: &[u8] =
 /// The logging channel on its interface (`ebpf/probes/traffic.bpf.c`).
 pub(crate) const TRAFFIC: &[u8] =
     include_bytes_aligned!(concat!(env!("OUT_DIR"), "/traffic.bpf.o"));
+/// The stations of a log entry (`ebpf/probes/stations.bpf.c`).
+pub(crate) const STATIONS: &[u8] =
+    include_bytes_aligned!(concat!(env!("OUT_DIR"), "/stations.bpf.o"));
+/// Exits of virtual machines (`ebpf/probes/exits.bpf.c`).
+pub(crate) const EXITS: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/exits.bpf.o"));
 
 /// Why an object, or a program of it, cannot be used.
 #[derive(Debug, Error)]

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use ebpf_events::maps::{Counter, MAX_SESSIONS, SeenPage, SessionEntry, Watched};
 use ebpf_events::{KeyGeneration, ReplyFlags, SessionKeys};
 use heartbeat::Page;
-use heartbeat::protocol::{Abilities, Refusal, RefusalCode, Role, SessionStatus, Status};
+use heartbeat::protocol::{
+    Abilities, ClockStatus, Refusal, RefusalCode, Role, SessionStatus, Status,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::backend::{Backend, BackendError};
@@ -180,6 +182,9 @@ impl Table {
 
     fn session_status(&self, session: &Session) -> SessionStatus {
         let seen = self.backend.seen(session.slot());
+        let reply = seen
+            .and_then(|page| page.reply())
+            .filter(|reply| reply.count > 0);
         let local = ReplyFlags(seen.map_or(0, |page| page.local.load(Ordering::Acquire)) as u8);
         SessionStatus {
             session: session.id,
@@ -196,9 +201,15 @@ impl Table {
                 .map(|(g, _)| g.0)
                 .collect(),
             answered: seen.map_or(0, |page| page.answered.load(Ordering::Relaxed)),
-            accepted: seen
-                .and_then(|page| page.reply())
-                .map_or(0, |reply| reply.count),
+            accepted: reply.map_or(0, |reply| reply.count),
+            clock: reply.map(|reply| {
+                let (offset_ns, error_ns) = reply.clock_offset_ns();
+                ClockStatus {
+                    at_ns: reply.arrived_ns,
+                    offset_ns,
+                    error_ns,
+                }
+            }),
         }
     }
 

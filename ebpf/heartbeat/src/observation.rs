@@ -1,7 +1,7 @@
 //! What a prober has found out: the only thing that a failure detector needs to look at.
 
 use ebpf_events::ReplyFlags;
-use ebpf_events::maps::SeenReply;
+use ebpf_events::maps::{SeenReply, clock_offset_ns};
 
 /// One look at the peer. Times are ns of this host's CLOCK_MONOTONIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,11 +64,7 @@ impl PeerState {
     /// The peer's clock minus this host's, ns, and how far off that can be: the reply was made
     /// somewhere within the round trip.
     pub const fn clock_offset_ns(&self) -> (i64, u64) {
-        let middle = self.arrived_ns.wrapping_sub(self.round_trip_ns / 2);
-        (
-            self.peer_time_ns.wrapping_sub(middle).cast_signed(),
-            self.round_trip_ns.div_ceil(2),
-        )
+        clock_offset_ns(self.peer_time_ns, self.arrived_ns, self.round_trip_ns)
     }
 }
 

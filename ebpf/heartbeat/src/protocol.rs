@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 
 /// Version of this protocol.
 pub const VERSION: u32 = 1;
+/// Where the probe daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/pollux/ftprobe.sock";
 /// Bytes of a message at most.
 pub const MESSAGE_BYTES: usize = 16_384;
 /// Descriptors beside one answer at most.
@@ -223,6 +225,20 @@ pub struct SessionStatus {
     pub answered: u64,
     /// Replies of the peer that were accepted.
     pub accepted: u64,
+    /// What the last of them says of the peer's clock; none before the first.
+    #[serde(default)]
+    pub clock: Option<ClockStatus>,
+}
+
+/// The peer's clock (CLOCK_MONOTONIC) against this host's, as one heartbeat has measured it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// When the reply arrived, ns of this host's clock.
+    pub at_ns: u64,
+    /// The peer's clock minus this host's, ns.
+    pub offset_ns: i64,
+    /// It may be off by this much: half of the round trip.
+    pub error_ns: u64,
 }
 
 /// Why a call was refused.
