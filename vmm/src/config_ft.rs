@@ -150,6 +150,17 @@ pub struct FtOptions {
     /// further address of one
     #[arg(long = "standby", value_name = "NAME=ADDR:PORT")]
     pub standbys: Vec<Standby>,
+    /// Socket of a vhost-ftlog that somebody else runs (a service manager, say), with this host's
+    /// --listen port + 1 and the same key [default: one of our own is started]
+    #[arg(long, value_name = "SOCKET")]
+    pub channel: Option<PathBuf>,
+    /// Socket of an ftprobe that somebody else runs, with this host's --listen port + 2
+    /// [default: one of our own is started]
+    #[arg(long, value_name = "SOCKET")]
+    pub probes: Option<PathBuf>,
+    /// Network interface of heartbeats and log [default: the one with the address of --listen]
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
     /// Distance between heartbeats [default: 20]
     #[arg(long, value_name = "MS")]
     pub heartbeat_interval_ms: Option<u64>,
@@ -181,6 +192,12 @@ pub struct FtConfig {
     pub shared_dir: PathBuf,
     /// Other hosts in the order of preference, each with its addresses.
     pub standbys: Vec<(HostId, Vec<SocketAddr>)>,
+    /// Socket of a running channel daemon.
+    pub channel: Option<PathBuf>,
+    /// Socket of a running probe daemon.
+    pub probes: Option<PathBuf>,
+    /// Interface of heartbeats and log.
+    pub interface: Option<String>,
     /// When a peer is lost.
     pub detector: DetectorConfig,
 }
@@ -201,6 +218,9 @@ impl FtOptions {
             } else {
                 self.standbys
             },
+            channel: self.channel.or(file.channel),
+            probes: self.probes.or(file.probes),
+            interface: self.interface.or(file.interface),
             heartbeat_interval_ms: self.heartbeat_interval_ms.or(file.heartbeat_interval_ms),
             host_timeout_ms: self.host_timeout_ms.or(file.host_timeout_ms),
             vmm_timeout_ms: self.vmm_timeout_ms.or(file.vmm_timeout_ms),
@@ -258,6 +278,9 @@ impl FtOptions {
             key_file,
             shared_dir,
             standbys,
+            channel: self.channel.clone(),
+            probes: self.probes.clone(),
+            interface: self.interface.clone(),
             detector: self.detector()?,
         })
     }

@@ -7,7 +7,7 @@ pub mod backend;
 pub mod causes;
 pub mod daemon;
 pub mod exits;
-mod interface;
+pub mod interface;
 pub mod kernel;
 pub mod listen;
 pub mod objects;

@@ -1,10 +1,11 @@
 //! `ftprobe`: loads the eBPF probes, hands their maps out, exports what they saw.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ftprobe::causes::with_causes;
@@ -12,6 +13,9 @@ use ftprobe::daemon::{Config, Daemon, Mode};
 use ftprobe::listen::{self, Listen};
 use heartbeat::Client;
 use heartbeat::protocol::{DEFAULT_SOCKET, FlowStatus, ResponderKind, SessionStatus};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, getppid, pidfd_open, setsid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
@@ -83,9 +87,10 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Run {
-    /// Network interface of the heartbeats; best one that carries nothing else.
-    #[arg(long)]
-    interface: String,
+    /// Network interface of the heartbeats; best one that carries nothing else. Without it, the one
+    /// that has the address of --address, which is then taken for that of the logging channel too.
+    #[arg(long, required_unless_present = "address")]
+    interface: Option<String>,
     /// Network interface of the logging channel: its traffic is watched. If it is that of the
     /// heartbeats too, XDP is left out: it would cost the channel most of its throughput.
     #[arg(long)]
@@ -102,7 +107,14 @@ struct Run {
     /// Unix socket for VMMs and channel daemons.
     #[arg(long, default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
+    /// End some seconds after the process that started this one: what its peers ask is answered
+    /// until then, that it is gone. Leaves its session, so that what ends it does not end this.
+    #[arg(long)]
+    once: bool,
 }
+
+/// How long a peer has to be told that the VMM is gone.
+const LINGER: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeName {
@@ -196,16 +208,54 @@ fn latency(
 }
 
 fn run(arguments: Run) -> Result<(), AnyError> {
-    let (stop, _signalled) = signals()?;
+    let (stop, signalled) = signals()?;
+    if arguments.once {
+        outlive_parent(signalled.try_clone()?)?;
+    }
+    let (interface, log_interface) = interfaces(&arguments)?;
     let daemon = Daemon::start(&Config {
-        interface: arguments.interface,
-        log_interface: arguments.log_interface,
+        interface,
+        log_interface,
         port: arguments.port,
         address: arguments.address,
         mode: arguments.mode.into(),
         socket: arguments.socket,
     })?;
     Ok(daemon.run(&stop)?)
+}
+
+/// Stops this process some time after its parent, and by nothing that stops the parent.
+fn outlive_parent(mut signalled: UnixStream) -> Result<(), AnyError> {
+    let parent = getppid().ok_or("the process that started this one is gone")?;
+    let parent = pidfd_open(parent, PidfdFlags::empty())?;
+    // Fails only for the leader of a process group, which is on its own already.
+    let _ = setsid();
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-900") {
+        tracing::debug!(%error, "oom_score_adj");
+    }
+    std::thread::Builder::new()
+        .name("parent".to_owned())
+        .spawn(move || {
+            let mut waiting = [PollFd::new(&parent, PollFlags::IN)];
+            while let Err(Errno::INTR) = poll(&mut waiting, None) {}
+            tracing::info!("the process that started this one has ended");
+            std::thread::sleep(LINGER);
+            let _ = signalled.write_all(&[0]);
+        })?;
+    Ok(())
+}
+
+fn interfaces(arguments: &Run) -> Result<(String, Option<String>), AnyError> {
+    match (&arguments.interface, arguments.address) {
+        (Some(interface), _) => Ok((interface.clone(), arguments.log_interface.clone())),
+        (None, Some(address)) => {
+            let found = ftprobe::interface::with_address(address)
+                .ok_or_else(|| format!("no network interface has the address {address}"))?;
+            let log = arguments.log_interface.clone();
+            Ok((found.clone(), log.or(Some(found))))
+        }
+        (None, None) => Err("--interface or --address is needed".into()),
+    }
 }
 
 fn status(socket: &std::path::Path, json: bool) -> Result<(), AnyError> {

@@ -30,8 +30,20 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
+/// Memory up to this size is touched when it is mapped, so that nobody waits for a page later. More
+/// would keep whoever begins a session waiting for hundreds of ms, and is touched as it is used.
+const POPULATE_LIMIT: usize = 64 << 20;
+
+fn shared(len: usize) -> MapFlags {
+    if len <= POPULATE_LIMIT {
+        MapFlags::SHARED | MapFlags::POPULATE
+    } else {
+        MapFlags::SHARED
+    }
+}
+
 impl Mapping {
-    /// Maps `len` bytes of `file` from `offset`, shared, touching every page now.
+    /// Maps `len` bytes of `file` from `offset`, shared.
     ///
     /// # Errors
     /// [`Error::Layout`] for an empty or unaligned stretch, [`Error::Os`] where the kernel refuses.
@@ -45,7 +57,7 @@ impl Mapping {
                 ptr::null_mut(),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::POPULATE,
+                shared(len),
                 file,
                 offset,
             )
@@ -218,7 +230,7 @@ impl DoubleMapping {
                     this.as_ptr().add(half).cast(),
                     len,
                     ProtFlags::READ | ProtFlags::WRITE,
-                    MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE,
+                    shared(len) | MapFlags::FIXED,
                     file.as_fd(),
                     offset,
                 )

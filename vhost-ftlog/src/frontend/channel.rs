@@ -26,7 +26,7 @@ use super::spawn::Daemon;
 use super::wake::Event;
 use super::wire::Wire;
 use super::{Error, io_error};
-use crate::config_space::{BulkId, Command, SessionParams, Status, Tuning};
+use crate::config_space::{BulkId, Command, Role, SessionParams, Status, Tuning};
 use crate::notice::{NOTICE_LEN, Notice};
 
 /// Pause between attempts to get the daemon back.
@@ -37,10 +37,26 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(50);
 pub struct ChannelConfig {
     /// The daemon.
     pub daemon: Daemon,
-    /// Sizes of a session's arena.
+    /// Sizes of a session's arena; the area of the direction that its role does not use is as small as
+    /// can be.
     pub arena: ArenaConfig,
     /// Limits to begin with.
     pub tuning: Tuning,
+}
+
+impl ChannelConfig {
+    fn arena_of(&self, role: Role) -> ArenaConfig {
+        match role {
+            Role::Sender => ArenaConfig {
+                delivery_bytes: Limits::MIN_DELIVERY_BYTES,
+                ..self.arena
+            },
+            Role::Receiver => ArenaConfig {
+                log_bytes: Limits::MIN_LOG_BYTES,
+                ..self.arena
+            },
+        }
+    }
 }
 
 /// What happens to the channel.
@@ -156,7 +172,8 @@ impl Channel {
     pub fn open(&self, params: SessionParams, first: Seq) -> Result<Session, Error> {
         let mut state = self.inner.lock();
         let state = &mut *state;
-        let (memory, log) = SessionMemory::new(self.inner.config.arena, params.session, first)?;
+        let arena = self.inner.config.arena_of(params.role);
+        let (memory, log) = SessionMemory::new(arena, params.session, first)?;
         let old = state.session.take();
         let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
         if old.is_some() {

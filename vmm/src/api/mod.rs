@@ -43,7 +43,8 @@ pub use socket::SocketError;
 #[cfg(test)]
 pub use status::Role;
 pub use status::{
-    Failover, Lag, Output, Pacing, Part, Quantiles, StandbyReport, StatusReport, Transfer,
+    Failover, Heartbeats, Lag, Output, Pacing, Part, Quantiles, StandbyReport, StatusReport,
+    Transfer,
 };
 
 use connections::Connections;

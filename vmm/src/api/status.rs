@@ -45,6 +45,8 @@ pub struct StatusReport {
     pub last_failover: Option<Failover>,
     /// The last transfer of the VM's state from or to this process.
     pub last_transfer: Option<Transfer>,
+    /// Who answers this host's heartbeats; none where no other host is known.
+    pub heartbeats: Option<Heartbeats>,
     /// Divergences of replicas since the start.
     pub divergences: u64,
     /// Sectors are under quarantine.
@@ -138,6 +140,19 @@ pub struct Output {
     pub oldest_ms: f64,
     /// Released since the start.
     pub released: u64,
+}
+
+/// Who answers this host's heartbeats.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeats {
+    /// Who, for people.
+    pub answered_by: String,
+    /// The kernel does: a starved host is not taken for a dead one.
+    pub in_kernel: bool,
+    /// The peer is told by the kernel when this process ends.
+    pub exits_told: bool,
+    /// Why it is not done better; empty for the best.
+    pub reason: String,
 }
 
 /// A distribution.

@@ -14,6 +14,7 @@ pub(super) fn check(host: &Host) -> Vec<Finding> {
         loading(host, sys::load_trivial_bpf()),
         type_information(host),
         attaching(host),
+        program(),
     ]
 }
 
@@ -101,6 +102,28 @@ fn attaching(host: &Host) -> Finding {
         "acknowledgements cannot be seen without the cost of XDP on bulk traffic",
         "use a kernel of 6.6 or newer",
     )
+}
+
+/// The programs that a protected VM starts.
+fn program() -> Finding {
+    const NAME: &str = "ftprobe";
+    let own = std::env::current_exe().unwrap_or_default();
+    match crate::session::find_program("ftprobe", &own) {
+        Some(path) => Finding::ok(
+            AREA,
+            NAME,
+            format!("at {}", path.display()),
+            "`run --protect` and `standby` start it",
+        ),
+        None => Finding::warn(
+            AREA,
+            NAME,
+            format!("not beside {} and not in PATH", own.display()),
+            "heartbeats are answered by pollux itself, which a starved host delays; a peer is told \
+             of a killed VMM by the channel only",
+            "install ftprobe beside pollux",
+        ),
+    }
 }
 
 #[cfg(test)]

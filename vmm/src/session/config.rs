@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ft::HostId;
 use thiserror::Error;
+use vhost_ftlog::frontend::{Daemon, SpawnConfig};
 
+use super::probes::{ProbeDaemon, ProbeSpawn};
 use crate::config_ft::FtConfig;
 
 /// The channel's daemon cannot be found.
@@ -40,8 +42,10 @@ impl Ports {
 pub struct FtSettings {
     /// The checked options.
     pub ft: FtConfig,
-    /// The program of the logging channel's daemon.
-    pub daemon: PathBuf,
+    /// The logging channel's daemon.
+    pub channel: Daemon,
+    /// The probe daemon.
+    pub probes: ProbeDaemon,
     /// A directory of this process for sockets.
     pub run_dir: PathBuf,
 }
@@ -55,8 +59,9 @@ impl FtSettings {
         let own = std::env::current_exe().unwrap_or_default();
         let run_dir = std::env::temp_dir().join(format!("pollux-{}-{}", ft.me, std::process::id()));
         Ok(Self {
+            channel: channel(&ft, &own, &run_dir)?,
+            probes: probes(&ft, &own, &run_dir),
             ft,
-            daemon: find_daemon(&own)?,
             run_dir,
         })
     }
@@ -83,14 +88,62 @@ impl FtSettings {
     }
 }
 
-fn find_daemon(own: &Path) -> Result<PathBuf, NoDaemon> {
-    let beside = own.with_file_name("vhost-ftlog");
+fn channel(ft: &FtConfig, own: &Path, run_dir: &Path) -> Result<Daemon, NoDaemon> {
+    if let Some(socket) = &ft.channel {
+        return Ok(Daemon::Running(socket.clone()));
+    }
+    Ok(Daemon::Spawn(SpawnConfig {
+        program: find("vhost-ftlog", own).ok_or_else(|| NoDaemon(own.to_owned()))?,
+        socket: run_dir.join("ftlog.sock"),
+        args: vec![
+            "--listen".to_owned(),
+            Ports(ft.listen).channel().to_string(),
+            "--key-file".to_owned(),
+            ft.key_file.display().to_string(),
+        ],
+    }))
+}
+
+fn probes(ft: &FtConfig, own: &Path, run_dir: &Path) -> ProbeDaemon {
+    if let Some(socket) = &ft.probes {
+        return ProbeDaemon::Running(socket.clone());
+    }
+    let Some(program) = find("ftprobe", own) else {
+        let own = own.display();
+        return ProbeDaemon::None(format!("no ftprobe beside {own} or in PATH"));
+    };
+    let listen = Ports(ft.listen).heartbeat();
+    let mut args = vec!["--port".to_owned(), listen.port().to_string()];
+    if !listen.ip().is_unspecified() {
+        args.extend(["--address".to_owned(), listen.ip().to_string()]);
+    }
+    match &ft.interface {
+        Some(name) => {
+            for flag in ["--interface", "--log-interface"] {
+                args.extend([flag.to_owned(), name.clone()]);
+            }
+        }
+        None if listen.ip().is_unspecified() => {
+            let why = "--listen names no address: say --interface".to_owned();
+            return ProbeDaemon::None(why);
+        }
+        None => {}
+    }
+    ProbeDaemon::Spawn(ProbeSpawn {
+        program,
+        socket: run_dir.join("ftprobe.sock"),
+        args,
+    })
+}
+
+/// A program beside this one, or in PATH.
+pub fn find(name: &str, own: &Path) -> Option<PathBuf> {
+    let beside = own.with_file_name(name);
     if beside.exists() {
-        return Ok(beside);
+        return Some(beside);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .map(|dir| dir.join("vhost-ftlog"))
+        .map(|dir| dir.join(name))
         .find(|file| file.exists())
-        .ok_or_else(|| NoDaemon(own.to_owned()))
 }

@@ -8,12 +8,13 @@ use arbiter::{ArbiterThread, DirectoryArbiter};
 use format::SessionId;
 use ft::{Action, Actions, Config, Event, HostId, Incarnation, Leave, Notice, Replica, Time};
 use thiserror::Error;
-use vhost_ftlog::frontend::{Channel, ChannelConfig, ChannelEvent, Daemon, Events, SpawnConfig};
+use vhost_ftlog::frontend::{Channel, ChannelConfig, ChannelEvent, Events};
 
 use super::beats::Beats;
 use super::event::SessionEvent;
 use super::follow::Follower;
 use super::lead::Leader;
+use super::probes::ProbeNews;
 use super::status::FailoverNotes;
 use super::{Devices, FtSettings};
 use crate::api::{
@@ -111,7 +112,8 @@ impl Session {
         let (channel, channel_events) = start_channel(&settings)?;
         forward(channel_events, sender.clone())?;
         let secret = std::fs::read(&settings.ft.key_file)?;
-        let beats = Beats::new(settings.listen().heartbeat(), secret);
+        let (listen, probes) = (settings.listen().heartbeat(), settings.probes.clone());
+        let beats = Beats::new(listen, secret, probes, sender.clone())?;
         let hosts = settings.ft.standbys.iter().map(|(host, _)| *host).collect();
         let mut config = Config::new(settings.ft.me, hosts);
         config.protect = settings.ft.protect;
@@ -187,7 +189,9 @@ impl Session {
     fn turn(&mut self) -> Result<(), SessionError> {
         let mut replies = Vec::new();
         self.beats
-            .turn(|session, reply| replies.push(Event::Heartbeat { session, reply }));
+            .turn(self.leader.daemon_progress(), |session, reply| {
+                replies.push(Event::Heartbeat { session, reply })
+            });
         for event in replies.into_iter().chain(self.leader.positions()) {
             self.tell(event)?;
         }
@@ -233,6 +237,19 @@ impl Session {
             SessionEvent::Pause(on) => {
                 self.paused = on;
                 self.leader.pause(on);
+                Ok(())
+            }
+            SessionEvent::Probes(news) => {
+                match &news {
+                    ProbeNews::Up(_) => self.note("ftprobe", "answers heartbeats".to_owned()),
+                    ProbeNews::Down(why) => self.log.record(Told::new(
+                        Severity::Warning,
+                        "ftprobe",
+                        format!("{why}: heartbeats are answered by this process"),
+                    )),
+                    ProbeNews::Joined(..) => {}
+                }
+                self.beats.news(news);
                 Ok(())
             }
             SessionEvent::Nothing => Ok(()),
@@ -312,7 +329,10 @@ impl Session {
             Action::StartTransfer { to, session, epoch } => self.start_transfer(to, session, epoch),
             // Frames are told apart by their session, which is never used again: an epoch that
             // changes within it needs no other frames.
-            Action::SetEpoch(epoch) => tracing::info!(%epoch, "epoch"),
+            Action::SetEpoch(epoch) => {
+                tracing::info!(%epoch, "epoch");
+                self.beats.set_epoch(epoch);
+            }
             Action::EndSession(session) => self.end_session(session),
             Action::Inject(op, data) => self.leader.inject(op, data),
             Action::Quiesce(why) => self.leader.quiesce(why),
@@ -421,8 +441,10 @@ impl Session {
             quarantine: status.quarantine,
             uptime_s: self.started.elapsed().as_secs_f64(),
             limits: self.limits,
+            heartbeats: Some(self.beats.report()),
             ..StatusReport::default()
         };
+        report.advice.extend(self.beats.advice());
         self.leader.report(&mut report);
         self.follower.report(&mut report);
         let (at, bytes, _) = self.rate;
@@ -470,16 +492,6 @@ fn start_arbiter(
 }
 
 fn start_channel(settings: &FtSettings) -> Result<(Channel, Events), SessionError> {
-    let spawn = SpawnConfig {
-        program: settings.daemon.clone(),
-        socket: settings.run_dir.join("ftlog.sock"),
-        args: vec![
-            "--listen".to_owned(),
-            settings.listen().channel().to_string(),
-            "--key-file".to_owned(),
-            settings.ft.key_file.display().to_string(),
-        ],
-    };
     let arena = ring::ArenaConfig {
         log_ring: 32768,
         log_bytes: AREA_BYTES,
@@ -487,7 +499,7 @@ fn start_channel(settings: &FtSettings) -> Result<(Channel, Events), SessionErro
     };
     let tuning = vhost_ftlog::config_space::Tuning::default();
     Ok(Channel::start(ChannelConfig {
-        daemon: Daemon::Spawn(spawn),
+        daemon: settings.channel.clone(),
         arena,
         tuning,
     })?)

@@ -7,6 +7,7 @@ use format::SessionId;
 use ft::{ArbiterReply, CallId, Command};
 use vhost_ftlog::frontend::ChannelEvent;
 
+use super::probes::ProbeNews;
 use crate::api::{Limits, LimitsChange, Refused, StatusReport};
 use crate::link::LinkEvent;
 use crate::vm::{FromBackup, FromPrimary};
@@ -37,6 +38,8 @@ pub enum SessionEvent {
     Limits(LimitsChange, Sender<Result<Limits, Refused>>),
     /// Stop the vCPU, or let it run.
     Pause(bool),
+    /// The probe daemon came or went.
+    Probes(ProbeNews),
     /// Nothing: asks whether the session is still there.
     Nothing,
     /// This process is asked to end.

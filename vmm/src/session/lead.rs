@@ -162,6 +162,12 @@ impl Leader {
         ]
     }
 
+    /// How often the channel's daemon has ticked, while there is a log.
+    pub(super) fn daemon_progress(&self) -> Option<u64> {
+        let logging = self.logging.as_ref()?;
+        Some(logging.acks.daemon_progress())
+    }
+
     /// Announces the MAC as often as is due.
     pub(super) fn announce(&mut self) {
         let (Some(vm), Some(mac)) = (&self.vm, self.mac) else {

@@ -18,12 +18,13 @@ mod driver;
 mod event;
 mod follow;
 mod lead;
+mod probes;
 mod settings;
 mod status;
 mod transfer;
 mod world;
 
-pub use config::FtSettings;
+pub use config::{FtSettings, find as find_program};
 pub use control::SessionControl;
 pub use driver::Session;
 pub use settings::Devices;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::super::limits::AckAt;
 use super::super::routes::{PLAIN, READ, WITH_BODY};
 use super::super::{
-    ErrorBody, Event, EventLog, Failover, ForceStartBody, HostGoneBody, Lag, Limits, LimitsChange,
-    Output, Pacing, Part, Quantiles, Reply, Role, Severity, SnapshotBody, StandbyReport,
-    StatusReport, Transfer,
+    ErrorBody, Event, EventLog, Failover, ForceStartBody, Heartbeats, HostGoneBody, Lag, Limits,
+    LimitsChange, Output, Pacing, Part, Quantiles, Reply, Role, Severity, SnapshotBody,
+    StandbyReport, StatusReport, Transfer,
 };
 
 const DOCUMENT: &str = include_str!("../../../../docs/openapi.yaml");
@@ -101,6 +101,7 @@ fn samples() -> Vec<(&'static str, Value)> {
     vec![
         sample("StatusReport", StatusReport::default()),
         sample("Lag", Lag::default()),
+        sample("Heartbeats", Heartbeats::default()),
         sample("Pacing", Pacing::default()),
         sample("Output", Output::default()),
         sample("Quantiles", Quantiles { p50: 1.0, p99: 2.0 }),

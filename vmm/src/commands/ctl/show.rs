@@ -148,6 +148,16 @@ fn history(table: &mut Table, report: &StatusReport, now_unix_ms: u64) {
             ),
         );
     }
+    if let Some(beats) = &report.heartbeats {
+        let reason = match beats.reason.as_str() {
+            "" => String::new(),
+            reason => format!(" ({reason})"),
+        };
+        table.row(
+            "heartbeats",
+            format!("answered by {}{reason}", beats.answered_by),
+        );
+    }
     table.row("divergences", report.divergences);
     if report.quarantine {
         table.row(
