@@ -14,6 +14,8 @@ use crate::wire::{Handover, Watch};
 
 /// How long the VM may take to be protected before a run, and the client to get its answers.
 const READY_LIMIT: Duration = Duration::from_secs(120);
+/// For how long the client's usual silences are looked at before a failure.
+const USUAL_OVER: Duration = Duration::from_secs(1);
 /// Events of each host that are told when a run has failed.
 const EVENTS_TOLD: usize = 20;
 
@@ -27,6 +29,11 @@ pub(super) struct Run {
     primary: String,
     /// Answers of the client so far, when it failed.
     answers_before: u64,
+    /// How far the backup was behind then, in ms and in exits.
+    lag_ms: f64,
+    lag_exits: u64,
+    /// Longest time in which the client got no answer at all in the second before, in ms.
+    pub(super) usual_ms: f64,
     pub(super) takeover: Takeover,
     /// From the last frame of the old primary to the first of the new, in ms; none if nobody took over.
     silence_ms: Option<f64>,
@@ -53,12 +60,17 @@ impl Scene<'_> {
         rng: &mut ChaCha8Rng,
     ) -> Result<Run, Failure> {
         let (pair, epoch) = self.wait_for_pair()?;
-        let answers = rng.random_range(20..200);
+        let answers = rng.random_range(5..40);
         let patience = self.stage.patience().clone();
         self.client
             .wait_for_answers(answers, &patience, READY_LIMIT)?;
+        self.client.live().take_silences();
+        pass(self.stage, USUAL_OVER)?;
         pass(self.stage, Duration::from_millis(rng.random_range(0..300)))?;
+        let usual = self.client.live().take_silences().into_iter();
+        let usual_ns = usual.map(|s| s.nanoseconds()).max().unwrap_or(0);
         self.client.live().take_gaps();
+        let lag = self.stage.status(pair.primary).unwrap_or_default().lag;
         let answers_before = self.client.live().answers();
         let handovers = self.watch.handovers().len();
         let fault = strike(self.stage, pair, cause)?;
@@ -83,6 +95,9 @@ impl Scene<'_> {
             cause,
             primary: pair.primary.to_string(),
             answers_before,
+            lag_ms: lag.ms,
+            lag_exits: lag.exits,
+            usual_ms: usual_ns as f64 / 1e6,
             takeover,
             silence_ms,
             redundancy,

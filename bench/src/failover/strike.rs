@@ -119,14 +119,16 @@ fn resume_channel(stage: &Stage, id: SiteId) -> Result<(), Failure> {
 /// waited for until it has given up.
 pub(super) fn heal(stage: &mut Stage, watch: &Watch, primary: SiteId) -> Result<(), Failure> {
     for id in SITES.into_iter().filter(|id| *id != primary) {
-        let is_gone = stage
-            .vmm(id)
-            .is_none_or(|vmm| vmm.process().try_wait().is_some());
-        if is_gone {
-            stage.start_standby(id)?;
-        }
         let patience = stage.patience().clone();
         patience.wait_until("a standby to be ready for work", GIVE_UP_LIMIT, || {
+            // One that was killed is gone a while later only.
+            let is_gone = stage
+                .vmm(id)
+                .is_none_or(|vmm| vmm.process().try_wait().is_some());
+            if is_gone {
+                stage.check_processes()?;
+                stage.start_standby(id)?;
+            }
             stage.check_processes()?;
             Ok(stage
                 .status(id)

@@ -18,7 +18,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const LONGEST_ANSWER: u64 = 16 << 20;
 
 /// What a VMM says of itself: what is used here of it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Status {
     pub(crate) role: String,
     pub(crate) epoch: Option<u64>,
@@ -37,6 +37,19 @@ pub(crate) struct Status {
     /// Sectors of the disk are kept elsewhere until an old primary is proven gone.
     #[serde(default)]
     pub(crate) quarantine: bool,
+    /// How far the backup is behind.
+    #[serde(default)]
+    pub(crate) lag: Lag,
+    /// What the log carries, in Mbit/s.
+    #[serde(default)]
+    pub(crate) log_mbit_s: f64,
+}
+
+/// How far a backup is behind its primary.
+#[derive(Debug, Clone, Copy, Default, Deserialize, serde::Serialize)]
+pub(crate) struct Lag {
+    pub(crate) exits: u64,
+    pub(crate) ms: f64,
 }
 
 /// A host took the VM over.

@@ -58,6 +58,9 @@ pub(crate) struct StageOptions {
     /// Directory for snapshots of the booted guest.
     #[arg(long, value_name = "DIR", default_value = ".cache/snapshots")]
     pub(crate) snapshots: PathBuf,
+    /// Go on from this snapshot (one of those in the directory of snapshots), whatever program took it.
+    #[arg(long, value_name = "DIR", conflicts_with = "boot")]
+    pub(crate) snapshot: Option<PathBuf>,
     /// Boot the guest, even if there is a snapshot.
     #[arg(long)]
     pub(crate) boot: bool,
