@@ -21,6 +21,9 @@ const LONGEST_ANSWER: u64 = 16 << 20;
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Status {
     pub(crate) role: String,
+    /// What it is doing in that role.
+    #[serde(default)]
+    pub(crate) state: String,
     pub(crate) epoch: Option<u64>,
     #[serde(default)]
     pub(crate) peer: Option<String>,
@@ -40,9 +43,6 @@ pub(crate) struct Status {
     /// How far the backup is behind.
     #[serde(default)]
     pub(crate) lag: Lag,
-    /// What the log carries, in Mbit/s.
-    #[serde(default)]
-    pub(crate) log_mbit_s: f64,
 }
 
 /// How far a backup is behind its primary.
@@ -161,10 +161,11 @@ mod tests {
     #[test]
     fn a_status_is_read_and_unknown_fields_are_left() {
         let (status, asked) = ask(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n\
-            {\"role\":\"primary\",\"epoch\":3,\"protected\":true,\"lag\":{\"exits\":1}}");
+            {\"role\":\"primary\",\"epoch\":3,\"protected\":true,\"lag\":{\"exits\":1,\"ms\":2.5,\"most_ms\":3}}");
         let status = status.unwrap();
         assert_eq!((status.role.as_str(), status.epoch), ("primary", Some(3)));
         assert!(status.protected && status.peer.is_none());
+        assert_eq!((status.lag.exits, status.lag.ms), (1, 2.5));
         assert!(asked.starts_with("GET /v1/status HTTP/1.0\r\n"), "{asked}");
     }
 

@@ -57,7 +57,7 @@ impl Start {
             return Ok(boot);
         }
         if let Some(home) = &options.snapshot {
-            return Ok(boot.from_snapshot(home));
+            return Ok(boot.with_snapshot(home));
         }
         let programs = Programs::find(options.programs.as_deref())?;
         let name = format!("{:016x}", boot.fingerprint(&programs, options.memory)?);
@@ -66,11 +66,11 @@ impl Start {
             eprintln!("      no snapshot of this guest yet: booting it once");
             boot.take_snapshot(&home, &programs, options.memory, patience)?;
         }
-        Ok(boot.from_snapshot(&home))
+        Ok(boot.with_snapshot(&home))
     }
 
     /// From what was put into this directory when the snapshot was taken.
-    fn from_snapshot(self, home: &Path) -> Self {
+    fn with_snapshot(self, home: &Path) -> Self {
         Self {
             disk: home.join("disk.img"),
             snapshot: Some(home.join("snapshot")),

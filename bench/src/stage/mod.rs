@@ -190,30 +190,19 @@ impl Stage {
             .max_by_key(|(_, status)| status.epoch)
     }
 
-    /// Waits for a primary other than `old`, in a newer epoch than `epoch`.
-    pub(crate) fn wait_for_primary(
-        &mut self,
-        old: Option<SiteId>,
-        epoch: Option<u64>,
-        limit: Duration,
-    ) -> Result<(SiteId, Status), Failure> {
-        self.wait_for_status("a primary", limit, |id, status| {
-            Some(id) != old && status.epoch > epoch
-        })
-    }
-
-    /// Waits until the primary has a backup that could take over, in a newer epoch than `epoch`.
+    /// Waits until the primary has a backup that could take over, in an epoch from `epoch` on.
     pub(crate) fn wait_for_protection(
         &mut self,
         epoch: Option<u64>,
         limit: Duration,
     ) -> Result<(SiteId, Status), Failure> {
         self.wait_for_status("protection", limit, |_, status| {
-            status.protected && status.epoch > epoch
+            status.protected && status.epoch >= epoch
         })
     }
 
-    fn wait_for_status(
+    /// Waits for a primary that is as it is `wanted`.
+    pub(crate) fn wait_for_status(
         &mut self,
         what: &str,
         limit: Duration,

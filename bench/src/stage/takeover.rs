@@ -72,16 +72,15 @@ fn as_text<S: serde::Serializer>(id: &SiteId, to: S) -> Result<S::Ok, S::Error> 
 }
 
 impl Takeover {
-    /// Waits until another host than `old` (any, if there is none) is primary in a newer epoch, and every
-    /// connection of the client has been answered by it.
+    /// Waits until a primary is as it is `wanted`, and every connection of the client has been answered
+    /// after that.
     pub(crate) fn observe(
         stage: &mut Stage,
         client: &Client,
-        old: Option<SiteId>,
-        epoch: Option<u64>,
         fault: Fault,
+        wanted: impl Fn(SiteId, &Status) -> bool,
     ) -> Result<Self, Failure> {
-        let (to, status) = stage.wait_for_primary(old, epoch, TAKEOVER_LIMIT)?;
+        let (to, status) = stage.wait_for_status("a primary", TAKEOVER_LIMIT, wanted)?;
         let live = Moment::now();
         let patience = stage.patience().clone();
         patience.wait_until("an answer on every connection", ANSWER_LIMIT, || {
@@ -126,7 +125,7 @@ impl Takeover {
 }
 
 impl Redundancy {
-    /// Waits until the VM is protected, in a newer epoch than that of the fault.
+    /// Waits until the VM is protected, in an epoch from `epoch` on.
     pub(crate) fn observe(
         stage: &mut Stage,
         epoch: Option<u64>,
