@@ -19,7 +19,6 @@ mod producer;
 mod session;
 mod spawn;
 mod wake;
-mod watchdog;
 mod wire;
 
 pub use acks::Acks;

@@ -27,7 +27,7 @@ use crate::vm::{Host, KvmMachine, host_ns};
 /// The longest sleep of the loop: its turn is this VMM's progress, and takes heartbeats' answers.
 const TURN: Duration = Duration::from_millis(5);
 /// Bytes of a session's log and delivery areas: what the log may run ahead while a standby loads.
-const AREA_BYTES: u64 = 64 << 20;
+const AREA_BYTES: u64 = 128 << 20;
 
 /// Why a session cannot be had, or ended.
 #[derive(Debug, Error)]

@@ -182,6 +182,8 @@ pub(crate) struct Arbitration {
     proposal: Proposal,
     /// The newest record as far as it is known; the outer `None`: not known.
     base: Option<Option<EpochRecord>>,
+    /// An epoch that is known to have a record: an answer that tells of none as new is out of date.
+    known: Option<Epoch>,
     /// The claim whose outcome is open.
     claim: Option<EpochRecord>,
     call: Option<CallId>,
@@ -192,18 +194,20 @@ pub(crate) struct Arbitration {
 }
 
 impl Arbitration {
-    /// Begins; `base` is the newest record where it is known. With `give_up_at`, a standing that is
-    /// not yet good is lost then.
+    /// Begins; `base` is the newest record where it is known, `known` an epoch that has one. With
+    /// `give_up_at`, a standing that is not yet good is lost then.
     pub(crate) fn new(
         standing: Standing,
         proposal: Proposal,
         base: Option<Option<EpochRecord>>,
+        known: Option<Epoch>,
         give_up_at: Option<Time>,
     ) -> Self {
         Self {
             standing,
             proposal,
             base,
+            known,
             claim: None,
             call: None,
             ask_at: Time(0),
@@ -271,7 +275,13 @@ impl Arbitration {
                 self.back_off(ctx);
                 return None;
             }
-            ArbiterReply::Newest(newest) => self.base = Some(newest),
+            ArbiterReply::Newest(newest) => {
+                if newest.as_ref().map(|record| record.epoch) < self.known {
+                    self.back_off(ctx);
+                    return None;
+                }
+                self.base = Some(newest);
+            }
             ArbiterReply::Won => {
                 let record = self.claim.take().expect("only a claim is won");
                 return Some(Outcome::Won(record));
@@ -280,6 +290,7 @@ impl Arbitration {
                 // There may be still newer ones, so the newest is asked for before a claim; but a
                 // standing that this record ends has ended.
                 self.claim = None;
+                self.known = self.known.max(Some(record.epoch));
                 if self.standing.judge(Some(&record)) == Judgement::Never {
                     return Some(Outcome::Lost(Some(record)));
                 }

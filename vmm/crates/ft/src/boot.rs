@@ -213,10 +213,12 @@ impl Boot {
             base: base.as_ref().map(EpochRecord::base),
         };
         let proposal = Proposal::of(Tenure::Alone);
+        let known = base.as_ref().map(|base| base.epoch);
         self.stage = Stage::Claiming(Box::new(Arbitration::new(
             standing,
             proposal,
             Some(base),
+            known,
             None,
         )));
     }

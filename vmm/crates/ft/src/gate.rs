@@ -95,11 +95,18 @@ impl<T> OutputGate<T> {
         }
     }
 
-    /// Sets the mode. What another session acknowledged is forgotten.
+    /// Sets the mode. What another session acknowledged is forgotten. What an open gate has not got rid of
+    /// yet when it begins to hold may go out all the same: positions of an earlier log mean nothing in
+    /// this one, and the standby has what was made before before it may compete (R15).
     pub fn set_mode(&mut self, now: Time, mode: GateMode) {
         if let GateMode::Holding(session) = mode
             && self.acked.0 != Some(session)
         {
+            if self.mode == GateMode::Open {
+                for held in &mut self.held {
+                    held.needs = Seq(0);
+                }
+            }
             let kept = canary::on(Canary::AcksOutliveTheirSession);
             self.acked = (Some(session), if kept { self.acked.1 } else { Seq(0) });
         }
@@ -309,6 +316,22 @@ mod tests {
         }
         gate.acknowledge(SESSION, Seq(1));
         assert_eq!(gate.pop(Time(1000 * MS)), Ok(Some(1)));
+    }
+
+    #[test]
+    fn what_an_open_gate_still_has_does_not_wait_for_the_session_that_begins() {
+        let mut gate = holding();
+        gate.push(Time(0), Seq(90), 1, 90);
+        gate.set_mode(Time(1), GateMode::Shut);
+        gate.set_mode(Time(2), GateMode::Open);
+        gate.set_mode(Time(3), GateMode::Holding(SessionId([2; 16])));
+        gate.push(Time(4), Seq(1), 1, 1);
+        assert_eq!(gate.pop(Time(4)), Ok(Some(90)));
+        assert_eq!(gate.pop(Time(4)), Ok(None));
+        // One that was shut keeps what it has until it is open.
+        gate.set_mode(Time(5), GateMode::Shut);
+        gate.set_mode(Time(6), GateMode::Holding(SessionId([3; 16])));
+        assert_eq!(gate.pop(Time(6)), Ok(None));
     }
 
     #[test]

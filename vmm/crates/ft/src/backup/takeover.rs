@@ -113,7 +113,7 @@ impl Following {
         };
         let base = self.named.clone().map(Some);
         let give_up_at = ctx.now.after(ctx.timings().unnamed);
-        Arbitration::new(standing, proposal, base, Some(give_up_at))
+        Arbitration::new(standing, proposal, base, Some(self.epoch), Some(give_up_at))
     }
 
     /// Goes on competing.

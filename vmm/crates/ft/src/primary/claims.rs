@@ -48,7 +48,8 @@ impl Primary {
             if purpose == Purpose::Renew {
                 self.renew = false;
             }
-            let arbitration = Arbitration::new(standing, proposal, base, None);
+            let arbitration =
+                Arbitration::new(standing, proposal, base, Some(self.record.epoch), None);
             self.claim = Some((purpose, arbitration));
         }
         let Some((purpose, arbitration)) = &mut self.claim else {
