@@ -128,6 +128,12 @@ static __always_inline enum verdict accept_reply(struct session_entry *session,
 		return refuse(COUNT_UNMATCHED);
 	if (!record_reply(seen, sent, words, now))
 		return refuse(COUNT_CONTENDED);
+	if (sent->departed_ns) {
+		struct histogram *times = bpf_map_lookup_elem(&round_trips, &session->slot);
+
+		if (times)
+			observe(times, now - sent->departed_ns);
+	}
 	count(COUNT_ACCEPTED);
 	/* On to the prober's socket: that wakes it, and its time is already taken. */
 	return LEAVE;

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use ebpf_events::histogram::Histogram;
 use ebpf_events::maps::{Counter, SeenPage, SessionEntry, Watched};
 use heartbeat::Page;
 use heartbeat::protocol::{Abilities, Role};
@@ -51,6 +52,9 @@ pub trait Backend: Send {
     /// # Errors
     /// [`BackendError`].
     fn watch(&mut self, pid: u32, what: Watched) -> Result<(), BackendError>;
+
+    /// Round trips of a slot's heartbeats since its session was opened; `None` where nobody times them.
+    fn round_trips(&self, slot: usize) -> Option<Histogram>;
 
     /// Counters of the heartbeats, in the order of [`Counter::ALL`].
     fn counters(&self) -> [u64; Counter::ALL.len()];

@@ -12,8 +12,10 @@ use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::causes::with_causes;
+use crate::exits::Exits;
 use crate::interface;
 use crate::kernel::{Kernel, KernelConfig, KernelError};
+use crate::metrics;
 use crate::server::{Listener, serve};
 use crate::state::State;
 use crate::table::Table;
@@ -46,6 +48,10 @@ pub struct Config {
     pub mode: Mode,
     /// Socket for VMMs and channel daemons.
     pub socket: PathBuf,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<metrics::Endpoint>,
+    /// Whose metrics are served too.
+    pub sources: metrics::Sources,
 }
 
 /// Why the daemon could not start or go on.
@@ -65,6 +71,14 @@ pub enum DaemonError {
     /// Not even a userspace responder can run.
     #[error(transparent)]
     Responder(#[from] ResponderError),
+    /// Metrics cannot be served.
+    #[error("metrics at {endpoint}: {source}")]
+    Metrics {
+        /// Where.
+        endpoint: metrics::Endpoint,
+        /// What the system said.
+        source: io::Error,
+    },
     /// No such interface.
     #[error("no network interface {0}")]
     Interface(String),
@@ -77,6 +91,7 @@ pub enum DaemonError {
 pub struct Daemon {
     // Order of drop: nobody is let in any more, then the probes go.
     listener: Listener,
+    metrics: Option<metrics::Server>,
     state: Arc<State>,
 }
 
@@ -102,13 +117,26 @@ impl Daemon {
         })?;
         let table = Table::new(backend(config)?);
         let traffic = config.log_interface.as_deref().and_then(watch_traffic);
-        let state = Arc::new(State::new(table, traffic));
-        Ok(Self { listener, state })
+        let exits = count_exits(config.mode);
+        let state = Arc::new(State::new(table, traffic, exits));
+        let metrics = config.metrics.as_ref().map(|endpoint| {
+            metrics::serve(endpoint, Arc::clone(&state), config.sources.clone()).map_err(|source| {
+                DaemonError::Metrics {
+                    endpoint: endpoint.clone(),
+                    source,
+                }
+            })
+        });
+        Ok(Self {
+            listener,
+            state,
+            metrics: metrics.transpose()?,
+        })
     }
 
-    /// What it knows, for metrics.
-    pub fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state)
+    /// Where metrics are served, if they are.
+    pub fn metrics(&self) -> Option<&metrics::Endpoint> {
+        self.metrics.as_ref().map(metrics::Server::local)
     }
 
     /// Serves until `stop` becomes readable; then detaches the probes and removes the socket.
@@ -119,6 +147,19 @@ impl Daemon {
         tracing::info!("ready");
         serve(&self.listener, &self.state, stop).map_err(DaemonError::Wait)
     }
+}
+
+/// Counting exits can be done without. Who asked for no program in the kernel gets none.
+fn count_exits(mode: Mode) -> Option<Exits> {
+    if mode == Mode::Only(ResponderKind::Userspace) {
+        return None;
+    }
+    let started = Exits::start();
+    if let Err(error) = &started {
+        let error = with_causes(error);
+        tracing::info!(error, "exits of virtual machines are not counted");
+    }
+    started.ok()
 }
 
 /// The probes of the logging channel can be done without.

@@ -7,9 +7,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
-use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
+use ebpf_events::histogram::{HISTOGRAM_BYTES, Histogram};
 use ebpf_events::maps::{
     Counter, DaemonPage, MAX_SESSIONS, SESSION_ENTRY_BYTES, SeenPage, SessionEntry, VmmPage,
     WATCHED_BYTES, Watched,
@@ -69,6 +70,7 @@ pub struct Kernel {
     sessions: HashMap<MapData, u64, [u8; SESSION_ENTRY_BYTES]>,
     watched: HashMap<MapData, u32, [u8; WATCHED_BYTES]>,
     counters: PerCpuArray<MapData, u64>,
+    round_trips: Array<MapData, [u8; HISTOGRAM_BYTES]>,
     vmm_pages: ArrayOfMaps<MapData, MapData>,
     daemon_pages: ArrayOfMaps<MapData, MapData>,
     seen_pages: ArrayOfMaps<MapData, MapData>,
@@ -114,6 +116,7 @@ impl Kernel {
             sessions: taken(&mut object, "sessions")?,
             watched: taken(&mut object, "watched")?,
             counters: taken(&mut object, "counters")?,
+            round_trips: taken(&mut object, "round_trips")?,
             vmm_pages: taken(&mut object, "vmm_pages")?,
             daemon_pages: taken(&mut object, "daemon_pages")?,
             seen_pages: taken(&mut object, "seen_pages")?,
@@ -136,6 +139,7 @@ impl Backend for Kernel {
         self.vmm_pages.set(entry.slot, &vmm, 0)?;
         self.daemon_pages.set(entry.slot, &daemon, 0)?;
         self.seen_pages.set(entry.slot, &seen, 0)?;
+        self.round_trips.set(entry.slot, [0; HISTOGRAM_BYTES], 0)?;
         // The programs find the session from here on, with all of its pages in place.
         self.sessions.insert(session, entry.to_bytes(), 0)?;
         self.slots[entry.slot as usize] = Some(Slot {
@@ -184,6 +188,12 @@ impl Backend for Kernel {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn round_trips(&self, slot: usize) -> Option<Histogram> {
+        let slot = u32::try_from(slot).ok()?;
+        let bytes = self.round_trips.get(&slot, 0).ok()?;
+        Some(Histogram::from_bytes(&bytes))
     }
 
     fn counters(&self) -> [u64; Counter::ALL.len()] {

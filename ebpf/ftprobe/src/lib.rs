@@ -10,6 +10,7 @@ pub mod exits;
 pub mod interface;
 pub mod kernel;
 pub mod listen;
+pub mod metrics;
 pub mod objects;
 pub mod server;
 pub mod state;

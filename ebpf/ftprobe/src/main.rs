@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ftprobe::causes::with_causes;
 use ftprobe::daemon::{Config, Daemon, Mode};
 use ftprobe::listen::{self, Listen};
+use ftprobe::metrics::{Endpoint, Sources};
 use heartbeat::Client;
 use heartbeat::protocol::{DEFAULT_SOCKET, FlowStatus, ResponderKind, SessionStatus};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -107,6 +108,15 @@ struct Run {
     /// Unix socket for VMMs and channel daemons.
     #[arg(long, default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
+    /// Serve metrics at unix:PATH or at a loopback address such as 127.0.0.1:9464.
+    #[arg(long, value_name = "WHERE")]
+    metrics: Option<Endpoint>,
+    /// Operator's socket of the channel daemon (vhost-ftlog --admin): its metrics are served too.
+    #[arg(long, value_name = "SOCKET", requires = "metrics")]
+    channel: Option<PathBuf>,
+    /// API socket of the VMM: its metrics are served too.
+    #[arg(long, value_name = "SOCKET", requires = "metrics")]
+    vmm: Option<PathBuf>,
     /// End some seconds after the process that started this one: what its peers ask is answered
     /// until then, that it is gone. Leaves its session, so that what ends it does not end this.
     #[arg(long)]
@@ -220,7 +230,15 @@ fn run(arguments: Run) -> Result<(), AnyError> {
         address: arguments.address,
         mode: arguments.mode.into(),
         socket: arguments.socket,
+        metrics: arguments.metrics,
+        sources: Sources {
+            channel: arguments.channel,
+            vmm: arguments.vmm,
+        },
     })?;
+    if let Some(endpoint) = daemon.metrics() {
+        tracing::info!(%endpoint, "metrics");
+    }
     Ok(daemon.run(&stop)?)
 }
 

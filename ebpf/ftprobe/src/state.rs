@@ -2,9 +2,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ebpf_events::exits::{ExitKey, PortKey};
 use ebpf_events::traffic::{Flow, FlowKey};
 use heartbeat::protocol::{FlowStatus, Status};
 
+use crate::exits::Exits;
 use crate::table::Table;
 use crate::traffic::Traffic;
 
@@ -12,14 +14,16 @@ use crate::traffic::Traffic;
 pub struct State {
     table: Mutex<Table>,
     traffic: Option<Traffic>,
+    exits: Option<Exits>,
 }
 
 impl State {
     /// Of these parts.
-    pub const fn new(table: Table, traffic: Option<Traffic>) -> Self {
+    pub const fn new(table: Table, traffic: Option<Traffic>, exits: Option<Exits>) -> Self {
         Self {
             table: Mutex::new(table),
             traffic,
+            exits,
         }
     }
 
@@ -34,6 +38,16 @@ impl State {
             .as_ref()
             .map(Traffic::flows)
             .unwrap_or_default()
+    }
+
+    /// Exits of virtual machines; none where they are not counted.
+    pub fn exits(&self) -> Vec<(ExitKey, u64)> {
+        self.exits.as_ref().map(Exits::exits).unwrap_or_default()
+    }
+
+    /// Accesses of guests to ports; none where they are not counted.
+    pub fn ports(&self) -> Vec<(PortKey, u64)> {
+        self.exits.as_ref().map(Exits::ports).unwrap_or_default()
     }
 
     /// What is going on, with the table locked by the caller.

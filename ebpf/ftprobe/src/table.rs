@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use ebpf_events::histogram::Histogram;
 use ebpf_events::maps::{Counter, MAX_SESSIONS, SeenPage, SessionEntry, Watched};
 use ebpf_events::{KeyGeneration, ReplyFlags, SessionKeys};
 use heartbeat::Page;
@@ -178,6 +179,13 @@ impl Table {
             traffic_watched: false,
             flows: Vec::new(),
         }
+    }
+
+    /// Round trips of each session, where the kernel times them.
+    pub fn round_trips(&self) -> Vec<(u64, Histogram)> {
+        let sessions = self.sessions.iter();
+        let timed = sessions.filter_map(|s| Some((s.id, self.backend.round_trips(s.slot())?)));
+        timed.collect()
     }
 
     fn session_status(&self, session: &Session) -> SessionStatus {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ebpf_events::histogram::Histogram;
 use ebpf_events::maps::{Counter, MAX_SESSIONS, SeenPage, SessionEntry, Watched};
 use heartbeat::protocol::{Abilities, Role};
 use heartbeat::responder::SessionPages;
@@ -89,6 +90,10 @@ impl Backend for Userspace {
 
     fn watch(&mut self, _pid: u32, _what: Watched) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    fn round_trips(&self, _slot: usize) -> Option<Histogram> {
+        None
     }
 
     fn counters(&self) -> [u64; Counter::ALL.len()] {

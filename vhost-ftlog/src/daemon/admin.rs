@@ -16,6 +16,8 @@ use crate::config_space::AckMode;
 
 /// The longest line that is read, in bytes.
 const MAX_LINE: u64 = 4096;
+/// Powers of two of the bounds in answers: 1 us to 69 s for times.
+const BUCKETS: std::ops::RangeInclusive<u32> = 10..=36;
 /// A client that says nothing for this long is let go.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -141,12 +143,63 @@ fn quantiles(histogram: &Histogram<u64>) -> Value {
         "p99": histogram.value_at_quantile(0.99),
         "p999": histogram.value_at_quantile(0.999),
         "max": histogram.max(),
+        "sum": sum(histogram),
+        "buckets": buckets(histogram),
     })
+}
+
+/// Of all values, each to the precision of the histogram.
+fn sum(histogram: &Histogram<u64>) -> u64 {
+    let counted = histogram.iter_recorded();
+    counted
+        .map(|v| {
+            let value = histogram.median_equivalent(v.value_iterated_to());
+            value.saturating_mul(v.count_since_last_iteration())
+        })
+        .fold(0, u64::saturating_add)
+}
+
+/// Upper bounds by powers of two, and how many values lie between the last bound and this.
+fn buckets(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
+    let mut buckets: Vec<(u64, u64)> = BUCKETS.map(|power| (1 << power, 0)).collect();
+    for value in histogram.iter_recorded() {
+        let bucket = buckets
+            .iter_mut()
+            .find(|(bound, _)| value.value_iterated_to() <= *bound);
+        match bucket {
+            Some((_, count)) => *count += value.count_since_last_iteration(),
+            // Longer than what is timed: with the longest.
+            None => {
+                if let Some((_, count)) = buckets.last_mut() {
+                    *count += value.count_since_last_iteration();
+                }
+            }
+        }
+    }
+    buckets
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buckets_hold_every_value_once() {
+        let mut histogram = Histogram::new_with_bounds(1, 60_000_000_000, 2).unwrap();
+        for ns in [1, 1_000, 3_000, 70_000, 70_100, 60_000_000_000] {
+            histogram.saturating_record(ns);
+        }
+        let buckets = buckets(&histogram);
+        let count: u64 = buckets.iter().map(|(_, count)| count).sum();
+        assert_eq!(count, 6);
+        assert_eq!(buckets[0], (1_024, 2));
+        assert_eq!(
+            buckets.iter().find(|(bound, _)| *bound == 131_072),
+            Some(&(131_072, 2))
+        );
+        let exact: u64 = 1 + 1_000 + 3_000 + 70_000 + 70_100 + 60_000_000_000;
+        assert!(sum(&histogram).abs_diff(exact) < exact / 100);
+    }
 
     #[test]
     fn questions_are_read_and_unknown_limits_refused() {

@@ -100,8 +100,9 @@ fn two_daemons_do_not_share_a_socket() {
     );
 }
 
-/// Runs `ftprobe` as a user with some capabilities only, and says how it answers then.
-fn with_capabilities(capabilities: &str, mode: &str) -> (ResponderKind, ExitWatch) {
+/// Runs `ftprobe` as a user with some capabilities only, and says how it answers then, and whether it
+/// watches the logging channel.
+fn with_capabilities(capabilities: &str, mode: &str) -> (ResponderKind, ExitWatch, bool) {
     let world = World::new();
     let socket = world.socket("probe");
     let directory = socket.parent().unwrap();
@@ -123,6 +124,8 @@ fn with_capabilities(capabilities: &str, mode: &str) -> (ResponderKind, ExitWatc
             mode,
             "--interface",
             &world.link.b.interface,
+            "--log-interface",
+            &world.link.b.interface,
             "--socket",
         ])
         .arg(&socket)
@@ -131,8 +134,9 @@ fn with_capabilities(capabilities: &str, mode: &str) -> (ResponderKind, ExitWatc
     probe.wait_for_line("ready").unwrap();
     let mut vmm = Vmm::join(&socket, 4, Side::Listener);
     vmm.client.close(SESSION).unwrap();
+    let watched = vmm.client.status().unwrap().traffic_watched;
     let abilities = vmm.client.abilities();
-    (abilities.responder, abilities.exit_watch)
+    (abilities.responder, abilities.exit_watch, watched)
 }
 
 const NOBODY: u32 = 65_534;
@@ -149,7 +153,7 @@ fn cap_bpf_and_cap_net_admin_answer_in_the_kernel() {
     ] {
         assert_eq!(
             with_capabilities("+bpf,+net_admin", mode),
-            (kind, ExitWatch::Pidfd)
+            (kind, ExitWatch::Pidfd, true)
         );
     }
 }
@@ -159,7 +163,7 @@ fn cap_perfmon_adds_the_watch_for_exits() {
     if privileges::root("cap_perfmon_adds_the_watch_for_exits") {
         assert_eq!(
             with_capabilities("+bpf,+net_admin,+perfmon", "native"),
-            (ResponderKind::XdpNative, ExitWatch::Kernel)
+            (ResponderKind::XdpNative, ExitWatch::Kernel, true)
         );
     }
 }
@@ -169,7 +173,7 @@ fn without_rights_it_answers_in_userspace() {
     if privileges::root("without_rights_it_answers_in_userspace") {
         assert_eq!(
             with_capabilities("+net_bind_service", "auto"),
-            (ResponderKind::Userspace, ExitWatch::Pidfd)
+            (ResponderKind::Userspace, ExitWatch::Pidfd, false)
         );
     }
 }

@@ -5,6 +5,7 @@
 
 mod answers;
 mod life;
+mod metrics;
 mod processes;
 mod refused;
 mod world;

@@ -79,16 +79,15 @@ fn states_are_told_apart(mode: &str) {
         after(o, sequence)
     });
     let later = still.peer.unwrap().request;
-    let on = beat_until("a later reply", &mut prober, |o| after(o, later));
+    let daemon_at_stop = still.peer.unwrap().daemon_progress;
+    let on = beat_until("a reply in which the daemon has moved", &mut prober, |o| {
+        after(o, later) && o.peer.is_some_and(|p| p.daemon_progress != daemon_at_stop)
+    });
     assert_eq!(
         on.peer.unwrap().vmm_progress,
         still.peer.unwrap().vmm_progress
     );
     assert!(!on.peer.unwrap().vmm_dead());
-    assert_ne!(
-        on.peer.unwrap().daemon_progress,
-        still.peer.unwrap().daemon_progress
-    );
     peer_vmm.signal(Signal::CONT).unwrap();
     moving(&mut prober);
 
