@@ -12,5 +12,6 @@ pub mod life;
 pub mod memory;
 pub mod options;
 pub mod peer;
+pub mod probes;
 pub mod run;
 pub mod tcp;

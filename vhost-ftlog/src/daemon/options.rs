@@ -22,6 +22,9 @@ pub struct Options {
     /// Unix socket for metrics and limits
     #[arg(long)]
     pub admin: Option<PathBuf>,
+    /// Socket of ftprobe: heartbeats then tell of this daemon
+    #[arg(long)]
+    pub probes: Option<PathBuf>,
     /// Address and port on which the peer's daemon is waited for; port 0: any
     #[arg(long)]
     pub listen: Option<SocketAddr>,

@@ -27,6 +27,7 @@ use super::engine::uring::{SetupError, Uring};
 use super::engine::{Command, Engine, EngineConfig, EngineHandle, Report};
 use super::options::{Options, OptionsError};
 use super::peer::Peers;
+use super::probes::Probes;
 use super::{admin, life};
 use crate::config_space::Tuning;
 
@@ -123,7 +124,9 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     if options.announce {
         announce(address);
     }
-    wait(options.once, &woken, &engine, &peers, &has_vmm)
+    let probes = Probes::start(options.probes.as_deref(), &engine);
+    let probes = probes.map_err(io_error("start a thread"))?;
+    wait(options.once, &woken, &engine, &peers, &probes, &has_vmm)
 }
 
 /// Waits for the end.
@@ -132,14 +135,21 @@ fn wait(
     woken: &mpsc::Receiver<Wake>,
     engine: &EngineHandle,
     peers: &Peers,
+    probes: &Probes,
     has_vmm: &AtomicBool,
 ) -> Result<(), RunError> {
     let mut draining = false;
     for wake in woken {
         match wake {
-            Wake::Report(Report::Opened(params)) => peers.opened(params),
+            Wake::Report(Report::Opened(params)) => {
+                peers.opened(params);
+                probes.opened(params);
+            }
             Wake::Report(Report::Lost) => peers.lost(),
-            Wake::Report(Report::Closed) => peers.closed(),
+            Wake::Report(Report::Closed) => {
+                peers.closed();
+                probes.closed();
+            }
             Wake::Report(Report::Finished) => {
                 if once && !has_vmm.load(Ordering::Acquire) {
                     return Ok(());

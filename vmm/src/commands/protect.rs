@@ -19,7 +19,7 @@ use crate::vm;
 /// It cannot be made, or is lost on this host.
 pub fn protect(options: RunOptions) -> Outcome {
     let (vm_options, ft) = both(options.vm, options.ft, options.config.as_deref())?;
-    let settings = FtSettings::new(ft.check()?)?;
+    let settings = FtSettings::new(ft.check()?, vm_options.api.as_deref())?;
     let host = vm::probe_host()?;
     let machine = match &options.from_snapshot {
         Some(dir) => vm::load_snapshot(dir, &host)?.0,
@@ -50,6 +50,7 @@ pub fn standby(options: StandbyOptions) -> Outcome {
             ..ft
         }
         .check()?,
+        vm_options.api.as_deref(),
     )?;
     let host = vm::probe_host()?;
     run(

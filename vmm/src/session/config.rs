@@ -51,16 +51,17 @@ pub struct FtSettings {
 }
 
 impl FtSettings {
-    /// Finds what the options do not say.
+    /// Finds what the options do not say. `api` is where the VM's API is served, if it is: `ftprobe` asks
+    /// it for metrics.
     ///
     /// # Errors
     /// The channel's daemon is not there.
-    pub fn new(ft: FtConfig) -> Result<Self, NoDaemon> {
+    pub fn new(ft: FtConfig, api: Option<&Path>) -> Result<Self, NoDaemon> {
         let own = std::env::current_exe().unwrap_or_default();
         let run_dir = std::env::temp_dir().join(format!("pollux-{}-{}", ft.me, std::process::id()));
         Ok(Self {
             channel: channel(&ft, &own, &run_dir)?,
-            probes: probes(&ft, &own, &run_dir),
+            probes: probes(&ft, &own, &run_dir, api),
             ft,
             run_dir,
         })
@@ -100,11 +101,24 @@ fn channel(ft: &FtConfig, own: &Path, run_dir: &Path) -> Result<Daemon, NoDaemon
             Ports(ft.listen).channel().to_string(),
             "--key-file".to_owned(),
             ft.key_file.display().to_string(),
+            "--admin".to_owned(),
+            run_dir.join(CHANNEL_ADMIN).display().to_string(),
+            "--probes".to_owned(),
+            ft.probes
+                .clone()
+                .unwrap_or_else(|| run_dir.join(PROBE_SOCKET))
+                .display()
+                .to_string(),
         ],
     }))
 }
 
-fn probes(ft: &FtConfig, own: &Path, run_dir: &Path) -> ProbeDaemon {
+/// Names in the directory of a run.
+const CHANNEL_ADMIN: &str = "ftlog.admin";
+const PROBE_SOCKET: &str = "ftprobe.sock";
+const METRICS: &str = "metrics";
+
+fn probes(ft: &FtConfig, own: &Path, run_dir: &Path, api: Option<&Path>) -> ProbeDaemon {
     if let Some(socket) = &ft.probes {
         return ProbeDaemon::Running(socket.clone());
     }
@@ -114,6 +128,17 @@ fn probes(ft: &FtConfig, own: &Path, run_dir: &Path) -> ProbeDaemon {
     };
     let listen = Ports(ft.listen).heartbeat();
     let mut args = vec!["--port".to_owned(), listen.port().to_string()];
+    let metrics = run_dir.join(METRICS);
+    args.extend([
+        "--metrics".to_owned(),
+        format!("unix:{}", metrics.display()),
+    ]);
+    let channel = ft.channel.is_none().then(|| run_dir.join(CHANNEL_ADMIN));
+    for (flag, socket) in [("--channel", channel.as_deref()), ("--vmm", api)] {
+        if let Some(socket) = socket {
+            args.extend([flag.to_owned(), socket.display().to_string()]);
+        }
+    }
     if !listen.ip().is_unspecified() {
         args.extend(["--address".to_owned(), listen.ip().to_string()]);
     }
@@ -131,7 +156,7 @@ fn probes(ft: &FtConfig, own: &Path, run_dir: &Path) -> ProbeDaemon {
     }
     ProbeDaemon::Spawn(ProbeSpawn {
         program,
-        socket: run_dir.join("ftprobe.sock"),
+        socket: run_dir.join(PROBE_SOCKET),
         args,
     })
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::Duration;
 
+use ebpf_events::maps::DaemonPage;
 use format::Seq;
+use heartbeat::Page;
 use ring::VringLayout;
 use thiserror::Error;
 
@@ -97,6 +99,8 @@ pub enum Command {
     Snapshot(Reply<Box<Snapshot>>),
     /// The state of the session.
     Status(Reply<Status>),
+    /// Tick this page of `ftprobe` too.
+    Beat(Page<DaemonPage>),
     /// Acknowledge what is published, then end (SIGTERM).
     Drain,
 }

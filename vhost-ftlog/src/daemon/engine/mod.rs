@@ -34,6 +34,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
+use ebpf_events::maps::DaemonPage;
+use heartbeat::Page;
+
 pub use command::{
     Command, EngineHandle, Prepared, QueueSetup, Refused, Reply, Report, SessionParamsOf, Snapshot,
 };
@@ -80,6 +83,8 @@ pub struct Engine<R> {
     again: bool,
 
     memory: Option<Arc<DeviceMemory>>,
+    /// What heartbeats tell of this thread, where `ftprobe` has been found.
+    beat: Option<Page<DaemonPage>>,
     vmm_dead: bool,
     /// A VMM's vhost-user connection stands.
     has_frontend: bool,
@@ -127,6 +132,7 @@ impl<R: Ring> Engine<R> {
             commands_due: true,
             again: false,
             memory: None,
+            beat: None,
             vmm_dead: false,
             has_frontend: false,
             sender: None,
@@ -304,6 +310,9 @@ impl<R: Ring> Engine<R> {
 
     /// The progress word, the death of the VMM where no operation watches it, and what is overdue.
     fn tick(&mut self) {
+        if let Some(beat) = &self.beat {
+            beat.progress.fetch_add(1, Ordering::Relaxed);
+        }
         let Some(memory) = &self.memory else {
             self.check_finished();
             return;

@@ -71,6 +71,7 @@ impl<R: Ring> Engine<R> {
             Command::Status(reply) => {
                 let _ = reply.send(self.status());
             }
+            Command::Beat(page) => self.beat = Some(page),
             Command::Drain => self.drain(),
         }
     }
