@@ -46,12 +46,9 @@ enum Bench {
 fn main() -> ExitCode {
     let Arguments { bench, json } = Arguments::parse();
     match bench {
-        Bench::Heartbeat(options) => report::print("heartbeat", json, |report| {
-            heartbeat::run(&options)?
-                .into_iter()
-                .for_each(|measure| report.push(measure));
-            Ok(())
-        }),
+        Bench::Heartbeat(options) => {
+            report::print("heartbeat", json, |report| heartbeat::run(&options, report))
+        }
         Bench::HeartbeatMember(options) => heartbeat::member(&options),
         Bench::KvCheck(options) => {
             report::print("kv-check", json, |report| kv_check::run(&options, report))

@@ -14,7 +14,7 @@ use super::hogs::Hogs;
 use super::watch::Watch;
 use super::world::{Responder, World};
 use crate::Failure;
-use crate::report::Measure;
+use crate::report::{Measure, Report};
 
 /// What is done to host B, and what must be found.
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +61,11 @@ impl Blow {
 const SETTLED: u64 = 5;
 
 /// Each blow, on idle hosts and on starved ones.
-pub(super) fn measure(options: &Options, ftprobe: &Path) -> Result<Vec<Measure>, Failure> {
-    let mut results = Vec::new();
+pub(super) fn measure(
+    options: &Options,
+    ftprobe: &Path,
+    report: &mut Report,
+) -> Result<(), Failure> {
     let world = World::new(ftprobe)?;
     let _probes = world.probes(Responder::Tcx)?;
     let mut session = 0;
@@ -80,10 +83,10 @@ pub(super) fn measure(options: &Options, ftprobe: &Path) -> Result<Vec<Measure>,
                 })?;
                 times.record(took)?;
             }
-            results.push(Measure::milliseconds(name, &times));
+            report.push(Measure::milliseconds(name, &times));
         }
     }
-    Ok(results)
+    Ok(())
 }
 
 /// From the blow to the verdict, ns.
@@ -127,7 +130,11 @@ fn settle(watch: &mut Watch) -> Result<(), Failure> {
 
 /// Two pairs of healthy hosts starved alike, one answered in the kernel, one in userspace: how often
 /// the same detector gives its peer up.
-pub(super) fn false_failovers(options: &Options, ftprobe: &Path) -> Result<Vec<Measure>, Failure> {
+pub(super) fn false_failovers(
+    options: &Options,
+    ftprobe: &Path,
+    report: &mut Report,
+) -> Result<(), Failure> {
     let length = Duration::from_secs(options.watch_seconds);
     eprintln!("false_failovers: {} s", length.as_secs());
     let kernel = World::new(ftprobe)?;
@@ -152,10 +159,9 @@ pub(super) fn false_failovers(options: &Options, ftprobe: &Path) -> Result<Vec<M
         length.as_secs(),
         options.hogs
     );
-    Ok(vec![
-        Measure::value("false_failovers", "1", kernel? as f64).noted(note.clone()),
-        Measure::value("false_failovers_userspace", "1", userspace as f64).noted(note),
-    ])
+    report.push(Measure::count("false_failovers", kernel?).noted(note.clone()));
+    report.push(Measure::count("false_failovers_userspace", userspace).noted(note));
+    Ok(())
 }
 
 fn verdicts(world: &World, length: Duration) -> Result<u64, Failure> {

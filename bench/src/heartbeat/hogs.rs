@@ -6,7 +6,17 @@ use std::thread::JoinHandle;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use super::scheduling;
 use crate::Failure;
+
+/// How hogs are scheduled.
+#[derive(Debug, Clone, Copy)]
+enum Class {
+    /// As any program.
+    Ordinary,
+    /// Only when nothing else runs.
+    Idle,
+}
 
 /// Running hogs; dropping them stops and joins them.
 pub(crate) struct Hogs {
@@ -17,6 +27,15 @@ pub(crate) struct Hogs {
 impl Hogs {
     /// `per_cpu` hogs on each of the CPUs.
     pub(crate) fn start(per_cpu: usize, cpus: &[usize]) -> Result<Self, Failure> {
+        Self::spawn(per_cpu, cpus, Class::Ordinary)
+    }
+
+    /// One on each of the CPUs that gives way to everything: a CPU that would sleep does not.
+    pub(crate) fn awake(cpus: &[usize]) -> Result<Self, Failure> {
+        Self::spawn(1, cpus, Class::Idle)
+    }
+
+    fn spawn(per_cpu: usize, cpus: &[usize], class: Class) -> Result<Self, Failure> {
         let mut hogs = Self {
             stop: Arc::new(AtomicBool::new(false)),
             threads: Vec::new(),
@@ -32,6 +51,11 @@ impl Hogs {
                         set.set(cpu);
                         if let Err(error) = sched_setaffinity(None, &set) {
                             eprintln!("a hog does not keep to CPU {cpu}: {error}");
+                        }
+                        if let Class::Idle = class
+                            && let Err(error) = scheduling::set(0, scheduling::Policy::Idle)
+                        {
+                            eprintln!("a hog is not idle: {error}");
                         }
                         running.fetch_add(1, Ordering::Release);
                         while !stop.load(Ordering::Relaxed) {

@@ -6,14 +6,17 @@
 mod detect;
 mod hogs;
 mod rtt;
+mod scheduling;
+mod stalls;
 mod watch;
 mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::Failure;
-use crate::report::Measure;
+use crate::report::Report;
 
 /// What to measure, and how much of it.
 #[derive(Debug, clap::Args)]
@@ -33,6 +36,12 @@ pub(crate) struct Options {
     /// Busy threads on each CPU in the cases with hogs.
     #[arg(long, default_value_t = 10)]
     hogs: usize,
+    /// Seconds for which stalls of the machine are looked for.
+    #[arg(long, default_value_t = 10)]
+    stall_seconds: u64,
+    /// Measure these parts only; may be given again.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     /// The `ftprobe` to measure; the one beside this program if not given.
     #[arg(long)]
     ftprobe: Option<PathBuf>,
@@ -49,13 +58,36 @@ pub(crate) struct MemberOptions {
     session: u64,
 }
 
-/// Measures all of it.
-pub(crate) fn run(options: &Options) -> Result<Vec<Measure>, Failure> {
+/// A part of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Times in which the machine below does not run.
+    Stalls,
+    /// Round trips of heartbeats.
+    Rtt,
+    /// Times of detection by cause.
+    Detect,
+    /// Healthy, starved pairs that are watched.
+    Watch,
+}
+
+/// Measures all of it, or the parts that were asked for.
+pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure> {
     let ftprobe = world::find_ftprobe(options.ftprobe.as_deref())?;
-    let mut results = rtt::measure(options, &ftprobe)?;
-    results.extend(detect::measure(options, &ftprobe)?);
-    results.extend(detect::false_failovers(options, &ftprobe)?);
-    Ok(results)
+    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    if wanted(Part::Stalls) {
+        stalls::measure(Duration::from_secs(options.stall_seconds), report)?;
+    }
+    if wanted(Part::Rtt) {
+        rtt::measure(options, &ftprobe, report)?;
+    }
+    if wanted(Part::Detect) {
+        detect::measure(options, &ftprobe, report)?;
+    }
+    if wanted(Part::Watch) {
+        detect::false_failovers(options, &ftprobe, report)?;
+    }
+    Ok(())
 }
 
 /// See [`crate::Bench::HeartbeatMember`].
