@@ -166,8 +166,11 @@ static __always_inline enum verdict exchange(__u64 *words, int to_port, int from
 		return LEAVE;
 	}
 	key = key_of(session, OPENING_GENERATION(opening));
-	if (!key)
-		return refuse(COUNT_UNKNOWN_KEY);
+	if (!key) {
+		/* A session whose keys are not here yet: a process of this host may have them. */
+		count(COUNT_UNKNOWN_KEY);
+		return LEAVE;
+	}
 	if (kind == KIND_REQUEST)
 		return answer_request(session, key, words, now);
 	return accept_reply(session, key, words, now);

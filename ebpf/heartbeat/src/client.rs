@@ -19,8 +19,10 @@ use crate::page::{Page, SeenReader};
 use crate::protocol::{Abilities, Answer, Call, Refusal, Role, Status, VERSION};
 use crate::seqpacket::{self, Message};
 
-/// How long a call waits for the daemon.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a call waits for the daemon. To take a session in, the kernel waits until all its CPUs have
+/// been through the scheduler, three times: a second and more on a loaded host. After a call that was
+/// given up the connection is of no use any more: its answer may still come.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a call failed.
 #[derive(Debug, Error)]

@@ -19,6 +19,9 @@ use crate::cli::Command;
 /// What a command comes to.
 pub type Outcome = Result<ExitCode, Box<dyn Error>>;
 
+/// Exit code of a VM whose guest asked for a reset: whoever looks after it starts it again.
+pub const EXIT_RESET: u8 = 3;
+
 /// Runs a command.
 ///
 /// # Errors

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::Outcome;
 use super::run::merged;
+use super::{EXIT_RESET, Outcome};
 use crate::api;
 use crate::cli::{RunOptions, StandbyOptions};
 use crate::config::{self, VmOptions};
 use crate::config_ft::FtOptions;
 use crate::io::{Disk, DiskMode};
-use crate::session::{Devices, FtSettings, Session, SessionControl};
+use crate::session::{Devices, FtSettings, Session, SessionControl, SessionEnd};
 use crate::vm;
 
 /// Boots or restores a VM and protects it.
@@ -92,9 +92,13 @@ fn run(session: Session, vm: &VmOptions) -> Outcome {
         .map(|path| api::Server::start(path, control))
         .transpose()?;
     super::signals::on_stop(move || handle.stop())?;
-    let leave = session.run();
+    let end = session.run();
     drop(api);
-    let leave = leave?;
+    let SessionEnd { leave, reset } = end?;
     eprintln!("pollux: ended: {leave:?}");
+    if reset {
+        eprintln!("pollux: the guest asked to be started again");
+        return Ok(ExitCode::from(EXIT_RESET));
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -49,7 +49,7 @@ pub fn record(options: RecordOptions) -> Outcome {
     let exits = recorder.machine().exit();
     let (_, _, writer) = recorder.into_parts();
     let path = writer.close()?;
-    tell(ended);
+    let _ = tell(ended);
     eprintln!(
         "pollux: recorded {exits} exits, {} deltas with {} pages, {} kicks, {} bytes of log, end \
          state {:016x}: {}",

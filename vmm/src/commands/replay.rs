@@ -166,6 +166,6 @@ fn go_live(replayer: Replayer<KvmVm, KvmVcpu>, options: &ReplayOptions) -> Outco
             tracing::warn!(%error, "signals are not handled");
         }
     })?;
-    tell(ended);
+    let _ = tell(ended);
     Ok(ExitCode::SUCCESS)
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use replay::NoLog;
 
-use super::Outcome;
 use super::signals::stop_on_signal;
+use super::{EXIT_RESET, Outcome};
 use crate::cli::{RestoreOptions, RunOptions};
 use crate::config::{self, VmOptions};
 use crate::console::Console;
@@ -31,8 +31,7 @@ pub fn run(options: RunOptions) -> Outcome {
             tracing::warn!(%error, "signals are not handled");
         }
     })?;
-    tell(ended);
-    Ok(ExitCode::SUCCESS)
+    Ok(tell(ended))
 }
 
 /// Goes on with a VM from a snapshot.
@@ -55,8 +54,7 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
             tracing::warn!(%error, "signals are not handled");
         }
     })?;
-    tell(ended);
-    Ok(ExitCode::SUCCESS)
+    Ok(tell(ended))
 }
 
 /// The options, with those of a configuration file behind them.
@@ -105,10 +103,15 @@ pub fn others(vm: &VmOptions, disk: Option<Disk>) -> Result<Backends, Box<dyn st
     })
 }
 
-/// Tells the person how the VM ended.
-pub fn tell(ended: Ended) {
+/// Tells the person how the VM ended, and the exit code that says it to programs.
+pub fn tell(ended: Ended) -> ExitCode {
     match ended {
         Ended::ByGuest => eprintln!("pollux: the guest has switched itself off"),
         Ended::ByCommand => eprintln!("pollux: stopped"),
+        Ended::Reset => {
+            eprintln!("pollux: the guest asked to be started again");
+            return ExitCode::from(EXIT_RESET);
+        }
     }
+    ExitCode::SUCCESS
 }

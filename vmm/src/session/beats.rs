@@ -83,6 +83,7 @@ impl Beats {
                 tracing::info!(responder = ?abilities.responder, exits = ?abilities.exit_watch,
                     interface = abilities.interface, "ftprobe answers heartbeats");
                 self.daemon = Ok(abilities);
+                self.join();
             }
             ProbeNews::Joined(id, pages) => self.joined(id, pages),
             ProbeNews::Down(why) => {
@@ -153,14 +154,20 @@ impl Beats {
             by_daemon: false,
             base: None,
         });
-        if self.daemon.is_ok() {
-            let keys = self.keys(session, side);
-            self.probes.join(number(session), epoch.0, GENERATION, keys);
-        }
+        self.join();
         // Until the daemon has the session. One that answers in userspace has the port already.
         let has_port = |abilities: &Abilities| abilities.responder == ResponderKind::Userspace;
         if !self.daemon.as_ref().is_ok_and(has_port) {
             self.answer_here();
+        }
+    }
+
+    /// Asks the daemon to take the session.
+    fn join(&self) {
+        if let (Some(watched), Ok(_)) = (&self.watched, &self.daemon) {
+            let keys = self.keys(watched.session, watched.side);
+            let id = number(watched.session);
+            self.probes.join(id, watched.epoch.0, GENERATION, keys);
         }
     }
 

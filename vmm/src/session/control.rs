@@ -41,8 +41,32 @@ impl SessionControl {
     }
 
     fn tell(&self, command: Command, message: &str) -> Result<Reply, Refused> {
-        self.send(SessionEvent::Command(command))?;
-        Ok(Reply::new(message))
+        let (reply, answer) = channel();
+        self.send(SessionEvent::Command(command, reply))?;
+        match answer.recv_timeout(ANSWER_LIMIT) {
+            Ok(Ok(())) => Ok(Reply::new(message)),
+            Ok(Err(why)) => Err(Refused::conflict(
+                why,
+                "see `pollux ctl SOCKET status`: which host is primary, and what it waits for",
+            )),
+            Err(_) => Err(Refused::busy(
+                "the session does not answer; the command may still be obeyed",
+                "look at the status before trying again",
+            )),
+        }
+    }
+
+    fn pause(&self, on: bool, message: &str) -> Result<Reply, Refused> {
+        let (reply, live) = channel();
+        self.send(SessionEvent::Pause(on, reply))?;
+        match live.recv_timeout(ANSWER_LIMIT) {
+            Ok(true) => Ok(Reply::new(message)),
+            Ok(false) => Err(Refused::conflict(
+                "no VM runs on this host",
+                "ask the primary",
+            )),
+            Err(_) => Err(Refused::busy("the session does not answer", "try again")),
+        }
     }
 
     fn snapshot(&self, dir: PathBuf) -> Result<Reply, Refused> {
@@ -81,18 +105,15 @@ impl Control for SessionControl {
                 let command = Command::Control(ControlOp::PowerOff, Vec::new());
                 self.tell(command, "switching the VM off")
             }
-            Request::Reset => Err(Refused::conflict(
-                "a protected VM cannot be reset in place",
-                "power it off and start it again",
-            )),
-            Request::Pause => {
-                self.send(SessionEvent::Pause(true))?;
-                Ok(Reply::new("the guest stands still"))
+            Request::Reset => {
+                let command = Command::Control(ControlOp::Reset, Vec::new());
+                self.tell(
+                    command,
+                    "both sides end in order; whoever looks after the primary starts it again",
+                )
             }
-            Request::Resume => {
-                self.send(SessionEvent::Pause(false))?;
-                Ok(Reply::new("the guest goes on"))
-            }
+            Request::Pause => self.pause(true, "the guest stands still"),
+            Request::Resume => self.pause(false, "the guest goes on"),
             Request::Snapshot(dir) => self.snapshot(dir),
             Request::Limits(change) => {
                 let (reply, answer) = channel();

@@ -26,6 +26,8 @@ use crate::vm::{Host, KvmMachine, host_ns};
 
 /// The longest sleep of the loop: its turn is this VMM's progress, and takes heartbeats' answers.
 const TURN: Duration = Duration::from_millis(5);
+/// What takes the session's thread longer than this is worth a warning.
+const SLOW: Duration = Duration::from_millis(100);
 /// Bytes of a session's log and delivery areas: what the log may run ahead while a standby loads.
 const AREA_BYTES: u64 = 128 << 20;
 
@@ -49,6 +51,15 @@ pub enum SessionError {
     Fatal(String),
 }
 
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEnd {
+    /// Why.
+    pub leave: Leave,
+    /// The guest was off because it wants to be reset, and this host was primary then.
+    pub reset: bool,
+}
+
 /// Everything of this host's part in one VM.
 pub struct Session {
     pub(super) settings: FtSettings,
@@ -69,6 +80,8 @@ pub struct Session {
     pub(super) transfer: Option<Transfer>,
     limits: Limits,
     paused: bool,
+    /// Why the command that is being obeyed is refused.
+    refused: Option<&'static str>,
     pub(super) divergences: u64,
     started: Instant,
     stopping: bool,
@@ -142,6 +155,7 @@ impl Session {
             transfer: None,
             limits: Limits::default(),
             paused: false,
+            refused: None,
             divergences: 0,
             started: Instant::now(),
             stopping: false,
@@ -162,25 +176,37 @@ impl Session {
     ///
     /// # Errors
     /// The VM is lost on this host.
-    pub fn run(mut self) -> Result<Leave, SessionError> {
+    pub fn run(mut self) -> Result<SessionEnd, SessionError> {
         self.tell(Event::Tick)?;
         loop {
             let until = self.replica.next_deadline().map_or(TURN, |deadline| {
                 Duration::from_nanos(deadline.0.saturating_sub(host_ns())).min(TURN)
             });
-            match self.events.recv_timeout(until) {
+            let asleep = Instant::now();
+            let event = self.events.recv_timeout(until);
+            warn_if_slow("waiting for a CPU", asleep);
+            let began = Instant::now();
+            match event {
                 Ok(event) => self.take(event)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this holds a sender"),
             }
+            warn_if_slow("an event", began);
+            let began = Instant::now();
             self.turn()?;
+            warn_if_slow("a turn", began);
             if let Some(leave) = self.ended.take() {
-                return Ok(leave);
+                let reset = self.leader.wants_reset();
+                return Ok(SessionEnd { leave, reset });
             }
             if self.stopping {
                 let (address, counts) = (self.link.local_addr(), self.link.counts());
                 tracing::info!(%address, ?counts, "the link ends");
-                return Ok(Leave::Dropped);
+                let leave = Leave::Dropped;
+                return Ok(SessionEnd {
+                    leave,
+                    reset: false,
+                });
             }
         }
     }
@@ -204,7 +230,9 @@ impl Session {
         self.replica
             .handle(Time(host_ns()), event, &mut self.actions);
         while let Some(action) = self.actions.pop() {
+            let (what, began) = (kind(&action), Instant::now());
             self.act(action)?;
+            warn_if_slow(what, began);
         }
         Ok(())
     }
@@ -218,9 +246,12 @@ impl Session {
             SessionEvent::Channel(event) => self.take_channel(event),
             SessionEvent::Transfer(session, begun) => self.transfer_begun(session, begun),
             SessionEvent::TransferEnded(session, ended) => self.transfer_ended(session, ended),
-            SessionEvent::Command(command) => {
+            SessionEvent::Command(command, reply) => {
                 self.note("command", format!("{command:?}"));
-                self.tell(Event::Command(command))
+                self.refused = None;
+                let done = self.tell(Event::Command(command));
+                let _ = reply.send(self.refused.take().map_or(Ok(()), Err));
+                done
             }
             SessionEvent::Status(reply) => {
                 let _ = reply.send(self.report());
@@ -234,9 +265,13 @@ impl Session {
                 let _ = reply.send(self.change_limits(&change));
                 Ok(())
             }
-            SessionEvent::Pause(on) => {
-                self.paused = on;
-                self.leader.pause(on);
+            SessionEvent::Pause(on, reply) => {
+                let live = self.leader.is_live();
+                if live {
+                    self.paused = on;
+                    self.leader.pause(on);
+                }
+                let _ = reply.send(live);
                 Ok(())
             }
             SessionEvent::Probes(news) => {
@@ -376,6 +411,7 @@ impl Session {
     /// Drops everything that a role had.
     fn discard(&mut self, leave: &Leave) -> Result<(), SessionError> {
         self.note("discard", format!("{leave:?}"));
+        self.paused = false;
         self.leader.drop_vm();
         self.follower.forget();
         if let Err(error) = self.channel.close() {
@@ -391,6 +427,7 @@ impl Session {
             }
             Notice::Won { .. } => self.mark("epoch won"),
             Notice::Diverged(_) => self.divergences += 1,
+            Notice::CommandRefused(why) => self.refused = Some(*why),
             _ => {}
         }
         self.log.record(api::notice_event(&notice));
@@ -471,6 +508,30 @@ impl Session {
             },
         };
         self.settings.ft.standbys.iter().map(report).collect()
+    }
+}
+
+/// What the session's thread did for longer than [`SLOW`] kept heartbeats and all else waiting.
+fn warn_if_slow(what: &'static str, began: Instant) {
+    let took = began.elapsed();
+    if took >= SLOW {
+        tracing::warn!(what, ms = took.as_millis() as u64, "the session was busy");
+    }
+}
+
+fn kind(action: &Action) -> &'static str {
+    match action {
+        Action::Watch { .. } => "watch the peer",
+        Action::Unwatch => "unwatch the peer",
+        Action::StartTransfer { .. } => "start a state transfer",
+        Action::EndSession(_) => "end a session",
+        Action::LoadState { .. } => "take a state",
+        Action::CloseSession(_) => "close a session",
+        Action::ProbeWorld => "look at disk and TAP",
+        Action::GoLive(_) => "go live",
+        Action::Discard(_) => "discard",
+        Action::Send { .. } => "send a message",
+        _ => "an action",
     }
 }
 

@@ -28,16 +28,16 @@ pub enum SessionEvent {
     Transfer(SessionId, Result<TransferBegun, String>),
     /// The child that streamed the state has ended.
     TransferEnded(SessionId, Result<u64, String>),
-    /// An operator's command.
-    Command(Command),
+    /// An operator's command, and where to say why it is refused.
+    Command(Command, Sender<Result<(), &'static str>>),
     /// Somebody wants to know.
     Status(Sender<StatusReport>),
     /// Write a snapshot to this directory.
     Snapshot(PathBuf, Sender<Result<(), String>>),
     /// Change limits; those in force are the answer.
     Limits(LimitsChange, Sender<Result<Limits, Refused>>),
-    /// Stop the vCPU, or let it run.
-    Pause(bool),
+    /// Stop the vCPU, or let it run. False: no VM runs here.
+    Pause(bool, Sender<bool>),
     /// The probe daemon came or went.
     Probes(ProbeNews),
     /// Nothing: asks whether the session is still there.

@@ -34,6 +34,8 @@ pub(super) struct Leader {
     announce: Vec<Instant>,
     logging: Option<Logging>,
     guest_off: bool,
+    /// The guest is off because it wants to be reset.
+    reset: bool,
     limits: Limits,
 }
 
@@ -58,8 +60,14 @@ impl Leader {
             announce: Vec::new(),
             logging: None,
             guest_off: false,
+            reset: false,
             limits: Limits::default(),
         }
+    }
+
+    /// Whether the guest ended because it wants to be reset.
+    pub(super) fn wants_reset(&self) -> bool {
+        self.reset
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -260,7 +268,8 @@ impl Leader {
 impl Session {
     pub(super) fn take_primary(&mut self, event: FromPrimary) -> Result<(), SessionError> {
         match event {
-            FromPrimary::GuestOff => {
+            FromPrimary::GuestOff(reset) => {
+                self.leader.reset = reset;
                 self.leader.guest_off = true;
                 self.tell(Event::GuestOff)
             }

@@ -26,5 +26,5 @@ mod world;
 
 pub use config::{FtSettings, find as find_program};
 pub use control::SessionControl;
-pub use driver::Session;
+pub use driver::{Session, SessionEnd};
 pub use settings::Devices;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ebpf_events::{KeyGeneration, SessionKeys};
 use heartbeat::protocol::Abilities;
-use heartbeat::{Client, VmmPages};
+use heartbeat::{Client, ClientError, VmmPages};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::event::SessionEvent;
@@ -93,6 +93,7 @@ impl Probes {
                     client: None,
                     ask: own,
                     pause: RETRY_PAUSE,
+                    unsure: Vec::new(),
                 };
                 let _ = first.send(keeper.connect());
                 keeper.run(&asked, &events);
@@ -122,6 +123,9 @@ struct Keeper {
     client: Option<Client>,
     ask: Sender<Ask>,
     pause: Duration,
+    /// Sessions that the daemon may have half taken in: they would be answered for with a VMM that
+    /// stands still.
+    unsure: Vec<u64>,
 }
 
 impl Keeper {
@@ -140,7 +144,7 @@ impl Keeper {
                 Ok(ask) => self.obey(ask),
                 Err(RecvTimeoutError::Timeout) if self.client.is_none() => match self.connect() {
                     ProbeNews::Down(_) => {
-                        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                        self.pause = (self.pause * 2).clamp(RETRY_PAUSE, LONGEST_PAUSE);
                         None
                     }
                     up => Some(up),
@@ -158,6 +162,10 @@ impl Keeper {
 
     fn obey(&mut self, ask: Ask) -> Option<ProbeNews> {
         let client = self.client.as_mut()?;
+        let session = match &ask {
+            Ask::Join(session, ..) => Some(*session),
+            _ => None,
+        };
         let done = match ask {
             Ask::Join(session, epoch, generation, keys) => {
                 client.join_vmm(session, epoch).and_then(|pages| {
@@ -169,15 +177,28 @@ impl Keeper {
             Ask::Close(session) => client.close(session).map(|()| None),
             Ask::Gone => Ok(None),
         };
-        done.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the probe daemon");
-            None
-        })
+        match done {
+            Ok(news) => news,
+            Err(ClientError::Refused(refusal)) => {
+                tracing::warn!(refusal.message, "the probe daemon refuses");
+                None
+            }
+            // What it answers to the next call may belong to this one.
+            Err(error) => {
+                self.client = None;
+                self.pause = Duration::ZERO;
+                self.unsure.extend(session);
+                Some(ProbeNews::Down(error.to_string()))
+            }
+        }
     }
 
     fn connect(&mut self) -> ProbeNews {
         match self.try_connect() {
-            Ok(client) => {
+            Ok(mut client) => {
+                for session in self.unsure.drain(..) {
+                    let _ = client.close(session);
+                }
                 let abilities = client.abilities().clone();
                 self.watch(&client);
                 self.client = Some(client);

@@ -160,6 +160,7 @@ pub struct Live<K> {
     pulse: Arc<PulseState>,
     next_timer: Option<VirtualTime>,
     waited_ns: u64,
+    reset: bool,
 }
 
 impl<K> Live<K> {
@@ -179,6 +180,7 @@ impl<K> Live<K> {
             pulse,
             next_timer: None,
             waited_ns: 0,
+            reset: false,
         }
     }
 
@@ -190,6 +192,11 @@ impl<K> Live<K> {
     /// The pulse.
     pub fn pulse(&self) -> &PulseState {
         &self.pulse
+    }
+
+    /// Whether the guest has asked for a reset.
+    pub fn wants_reset(&self) -> bool {
+        self.reset
     }
 
     /// How long this world let the vCPU's thread wait since the last call, in ns: for inputs, and for
@@ -273,6 +280,7 @@ impl<K> Outside for Live<K> {
             });
             return;
         }
+        self.reset |= matches!(effect, Effect::Reset);
         let Some(io) = &self.io else { return };
         io.emit(effect, after);
         if !io.is_full() {

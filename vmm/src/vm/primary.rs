@@ -19,8 +19,8 @@ use crate::io::{self, Delivery, IoConfig, IoHandle, IoThread};
 /// What a live VM tells its session.
 #[derive(Debug)]
 pub enum FromPrimary {
-    /// The guest has switched itself off.
-    GuestOff,
+    /// The guest has switched itself off, or (true) wants to be reset.
+    GuestOff(bool),
     /// The guest has come to rest, as was asked.
     Quiesced,
     /// The vCPU's thread has ended with an error: the VM is lost.
@@ -44,8 +44,8 @@ pub struct Primary {
 struct TellSession<T>(Sender<T>);
 
 impl<T: From<FromPrimary> + Send> Told for TellSession<T> {
-    fn guest_off(&mut self) {
-        let _ = self.0.send(FromPrimary::GuestOff.into());
+    fn guest_off(&mut self, reset: bool) {
+        let _ = self.0.send(FromPrimary::GuestOff(reset).into());
     }
 
     fn quiesced(&mut self) {

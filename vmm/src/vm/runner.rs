@@ -64,8 +64,10 @@ impl std::fmt::Debug for Command {
 /// How a VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// The guest switched itself off or asked for a reset.
+    /// The guest switched itself off.
     ByGuest,
+    /// The guest asked for a reset.
+    Reset,
     /// [`Command::Stop`].
     ByCommand,
 }
@@ -112,8 +114,8 @@ impl VmPosition {
 
 /// Told by the loop.
 pub trait Told: Send {
-    /// The guest has switched itself off; the loop waits for commands.
-    fn guest_off(&mut self);
+    /// The guest has switched itself off, or wants to be reset; the loop waits for commands.
+    fn guest_off(&mut self, reset: bool);
 
     /// The guest has come to rest.
     fn quiesced(&mut self);
@@ -140,6 +142,8 @@ pub struct Runner<L> {
     quiet: Option<Option<ControlOp>>,
     /// Stands still, as `Quiesce` asked.
     standing: bool,
+    /// A reset was injected.
+    reset: bool,
     pacer: Pacer,
 }
 
@@ -152,6 +156,7 @@ impl<L: LogSink> Runner<L> {
             paused: false,
             quiet: None,
             standing: false,
+            reset: false,
             pacer: Pacer::new(LagLimits::default()),
         }
     }
@@ -173,7 +178,8 @@ impl<L: LogSink> Runner<L> {
     pub fn run(&mut self) -> Result<Ended, RunnerError> {
         loop {
             if self.step()? == Step::Ended {
-                return Ok(Ended::ByGuest);
+                let reset = self.recorder.outside_mut().wants_reset();
+                return Ok(if reset { Ended::Reset } else { Ended::ByGuest });
             }
             while let Some(command) = self.next_command() {
                 if let Some(ended) = self.obey(command)? {
@@ -227,6 +233,7 @@ impl<L: LogSink> Runner<L> {
             }
             Command::SetLag(limits) => self.pacer.set_limits(limits),
             Command::Inject(op, data) => {
+                self.reset |= op == ControlOp::Reset;
                 self.recorder.control(op, &data)?;
             }
             Command::StartLog(..) | Command::EndLog => {
@@ -281,7 +288,8 @@ impl<L: Switch> Runner<L> {
                 Step::Ended if !off => {
                     off = true;
                     self.standing = true;
-                    told.guest_off();
+                    let reset = self.reset || self.recorder.outside_mut().wants_reset();
+                    told.guest_off(reset);
                 }
                 Step::Quiet => self.stand(told)?,
                 _ => {}

@@ -135,13 +135,32 @@ impl Boot {
     /// An operator says that nobody holds what the record of `epoch` allows.
     pub(crate) fn force(&mut self, ctx: &mut Context<'_>, epoch: Epoch) -> Option<EpochRecord> {
         self.forced = Some(epoch);
-        if let Stage::Asking { record, .. } | Stage::Blocked { record, .. } = &self.stage
-            && record.epoch == epoch
-        {
+        if let Stage::Asking { record, .. } | Stage::Blocked { record, .. } = &self.stage {
+            if record.epoch != epoch {
+                let why = "the newest record is of another epoch: see what the status names";
+                ctx.notice(Notice::CommandRefused(why));
+                return None;
+            }
             let record = record.clone();
             self.claim(Some(record));
         }
         self.poll(ctx)
+    }
+
+    /// An operator says that `host` holds nothing.
+    pub(crate) fn host_gone(&mut self, ctx: &mut Context<'_>, host: HostId) -> Option<EpochRecord> {
+        match &self.stage {
+            Stage::Asking { record, other, .. } if *other == host => {
+                let record = record.clone();
+                self.claim(Some(record));
+                self.poll(ctx)
+            }
+            _ => {
+                let why = "the start does not wait for that host: see what the status names";
+                ctx.notice(Notice::CommandRefused(why));
+                None
+            }
+        }
     }
 
     /// The other host of the pair says what it holds.

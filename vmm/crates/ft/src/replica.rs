@@ -182,6 +182,11 @@ impl Role {
                 let won = match event {
                     Event::Arbiter { call, reply } => boot.arbiter(ctx, call, reply),
                     Event::Command(Command::ForceStart(epoch)) => boot.force(ctx, epoch),
+                    Event::Command(Command::HostGone(host)) => boot.host_gone(ctx, host),
+                    Event::Command(_) => {
+                        ctx.notice(Notice::CommandRefused("the VM has not started yet"));
+                        None
+                    }
                     Event::Peer { from, message } => match message {
                         PeerMessage::StateReply { nonce, holds } => {
                             boot.state_reply(ctx, from, nonce, holds)
@@ -222,6 +227,10 @@ impl Role {
                         writes: *was_primary,
                     };
                     ctx.reply_holds(from, nonce, holds);
+                    None
+                }
+                Event::Command(_) => {
+                    ctx.notice(Notice::CommandRefused("this host is giving its role up"));
                     None
                 }
                 _ => None,

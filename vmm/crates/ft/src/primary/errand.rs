@@ -85,6 +85,9 @@ impl Primary {
                 self.standbys.wanted = false;
                 self.give_link_up(ctx, Cause::Operator, "unprotected".to_owned());
             }
+            Command::Fail if self.link.is_none() => {
+                ctx.notice(Notice::CommandRefused("there is no backup to lose"));
+            }
             Command::Fail => self.give_link_up(ctx, Cause::Operator, "a drill".to_owned()),
             Command::SwitchOver => self.switch_over(ctx),
             Command::Control(op, data) => {
@@ -106,9 +109,14 @@ impl Primary {
         if ready {
             self.errand = Errand::Quiescing(Quiesce::SwitchOver);
             ctx.act(Action::Quiesce(Quiesce::SwitchOver));
-        } else {
-            ctx.notice(Notice::CommandRefused("there is no backup to switch to"));
+            return;
         }
+        let why = if self.errand == Errand::None {
+            "there is no backup to switch to"
+        } else {
+            "the guest is being brought to rest already"
+        };
+        ctx.notice(Notice::CommandRefused(why));
     }
 
     /// The guest is off: the VM is to be closed in order.
