@@ -58,6 +58,11 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
     Ok(())
 }
 
+/// The first epoch after this one.
+fn next(epoch: Option<u64>) -> Option<u64> {
+    epoch.map(|epoch| epoch + 1)
+}
+
 fn say(what: &str) {
     eprintln!("demo: {what}");
 }
@@ -132,13 +137,15 @@ impl<'a> Show<'a> {
         client.live().take_gaps();
         let fault = Fault::now();
         self.stage.crash(old)?;
-        let takeover = Takeover::observe(&mut self.stage, client, Some(old), status.epoch, fault)?;
+        let takeover = Takeover::observe(&mut self.stage, client, fault, |id, now| {
+            id != old && now.epoch > status.epoch
+        })?;
         say(&format!(
             "the VM goes on on {}; the client waited {:.0} ms at most, on the same connections",
             takeover.to, takeover.pause_ms
         ));
         let silence_ms = self.watch.handovers().last().and_then(Handover::silence_ms);
-        let redundancy = Redundancy::observe(&mut self.stage, status.epoch, fault)?;
+        let redundancy = Redundancy::observe(&mut self.stage, next(status.epoch), fault)?;
         let on = redundancy.backup.as_deref().unwrap_or("?");
         say(&format!(
             "redundant again, with {on}, {:.1} s after the loss",

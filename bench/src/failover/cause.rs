@@ -63,21 +63,33 @@ impl Cause {
         }
     }
 
-    /// Whether another host must go on: the old primary cannot.
-    pub(crate) const fn moves(self) -> bool {
-        matches!(
-            self,
+    /// Who goes on.
+    pub(crate) const fn effect(self) -> Effect {
+        match self {
             Self::VmmKilled
-                | Self::VmmAndChannelKilled
-                | Self::VmmAndBackupChannelKilled
-                | Self::HostLost
-        )
+            | Self::VmmAndChannelKilled
+            | Self::VmmAndBackupChannelKilled
+            | Self::VmmStopped
+            | Self::HostLost => Effect::Moves,
+            Self::BackupKilled | Self::StandbyKilledInTransfer => Effect::Stays,
+            Self::LinkCut | Self::ChannelStopped | Self::BackupChannelStopped => Effect::Either,
+            Self::ChannelKilled => Effect::Mends,
+        }
     }
+}
 
-    /// Whether the primary must go on where it is.
-    pub(crate) const fn stays(self) -> bool {
-        matches!(self, Self::BackupKilled | Self::StandbyKilledInTransfer)
-    }
+/// Who goes on after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Another host: the old primary cannot.
+    Moves,
+    /// The primary, where it is, with another backup.
+    Stays,
+    /// One of the pair, and exactly one, with another backup.
+    Either,
+    /// One of the pair; perhaps as before, in the same epoch and as a pair, because what failed is
+    /// replaced before anybody is taken for lost.
+    Mends,
 }
 
 /// So many causes: each as often as any other, or once more, in an order that the seed gives.

@@ -116,8 +116,10 @@ fn disk_agrees(stage: &mut Stage) -> Result<(), Failure> {
 fn tell(run: &Run, client: &Client) {
     let redundancy = &run.redundancy;
     eprintln!(
-        "{:7.0} ms pause, on {} ({}), redundant after {:.1} s; {}",
+        "{:6.0} ms pause (usually {:.0}), waits {:.0}, on {} ({}), redundant after {:.1} s; {}",
         run.takeover.pause_ms,
+        run.usual_ms,
+        run.takeover.wait_ms,
         run.takeover.to,
         run.takeover.cause.as_deref().unwrap_or("stays"),
         redundancy.after_ms / 1e3,
@@ -127,12 +129,20 @@ fn tell(run: &Run, client: &Client) {
 
 fn add_runs(report: &mut Report, runs: &[Run]) {
     report.runs(runs.len() as u64);
+    let usual = distribution("pause_usual", runs.iter().map(|r| r.usual_ms));
+    report.push(usual.noted("longest time without any answer in the second before a failure"));
     for cause in CAUSES {
-        let pauses = || runs.iter().filter(|r| r.cause == cause);
-        if pauses().next().is_some() {
-            let name = format!("pause_{}", cause.name());
-            let pauses = distribution(&name, pauses().map(|r| r.takeover.pause_ms));
-            report.push(pauses);
+        let of = || runs.iter().filter(|r| r.cause == cause);
+        if of().next().is_none() {
+            continue;
+        }
+        let mut add = |what: &str, ms: &mut dyn Iterator<Item = f64>| {
+            report.push(distribution(&format!("{what}_{}", cause.name()), ms));
+        };
+        add("pause", &mut of().map(|r| r.takeover.pause_ms));
+        add("wait", &mut of().map(|r| r.takeover.wait_ms));
+        if of().any(|r| r.takeover.live_ms().is_some()) {
+            add("live", &mut of().filter_map(|r| r.takeover.live_ms()));
         }
     }
     let stops = runs.iter().filter_map(|r| r.redundancy.stop_ms);

@@ -5,15 +5,17 @@ use std::time::Duration;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::cause::Cause;
+use super::cause::{Cause, Effect};
 use super::strike::{Pair, heal, pass, stop_for, strike, undo};
 use crate::Failure;
 use crate::stage::takeover::{Redundancy, Takeover};
-use crate::stage::{Client, SITES, SiteId, Stage};
+use crate::stage::{Client, SITES, SiteId, Stage, Status};
 use crate::wire::{Handover, Watch};
 
 /// How long the VM may take to be protected before a run, and the client to get its answers.
 const READY_LIMIT: Duration = Duration::from_secs(120);
+/// For how long the client's usual silences are looked at before a failure.
+const USUAL_OVER: Duration = Duration::from_secs(1);
 /// Events of each host that are told when a run has failed.
 const EVENTS_TOLD: usize = 20;
 
@@ -25,8 +27,16 @@ pub(super) struct Run {
     pub(super) cause: Cause,
     /// The primary before.
     primary: String,
+    /// At what moment it failed, where that can be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
     /// Answers of the client so far, when it failed.
     answers_before: u64,
+    /// How far the backup was behind then, in ms and in exits.
+    lag_ms: f64,
+    lag_exits: u64,
+    /// Longest time in which the client got no answer at all in the second before, in ms.
+    pub(super) usual_ms: f64,
     pub(super) takeover: Takeover,
     /// From the last frame of the old primary to the first of the new, in ms; none if nobody took over.
     silence_ms: Option<f64>,
@@ -53,28 +63,39 @@ impl Scene<'_> {
         rng: &mut ChaCha8Rng,
     ) -> Result<Run, Failure> {
         let (pair, epoch) = self.wait_for_pair()?;
-        let answers = rng.random_range(20..200);
+        let answers = rng.random_range(5..40);
         let patience = self.stage.patience().clone();
         self.client
             .wait_for_answers(answers, &patience, READY_LIMIT)?;
+        self.client.live().take_silences();
+        pass(self.stage, USUAL_OVER)?;
         pass(self.stage, Duration::from_millis(rng.random_range(0..300)))?;
+        let usual = self.client.live().take_silences().into_iter();
+        let usual_ns = usual.map(|s| s.nanoseconds()).max().unwrap_or(0);
         self.client.live().take_gaps();
+        let lag = self.stage.status(pair.primary).unwrap_or_default().lag;
         let answers_before = self.client.live().answers();
         let handovers = self.watch.handovers().len();
-        let fault = strike(self.stage, pair, cause)?;
-        let old = cause.moves().then_some(pair.primary);
+        let (fault, detail) = strike(self.stage, pair, cause, rng)?;
         if cause == Cause::StandbyKilledInTransfer {
             // Nobody is left to go on with until they are there again.
             heal(self.stage, self.watch, pair.primary)?;
         }
-        let takeover = Takeover::observe(self.stage, self.client, old, epoch, fault)?;
-        if cause.stays() && takeover.to != pair.primary {
-            return Err(format!("host {} took over from a live primary", takeover.to).into());
-        }
+        let goes_on = |id: SiteId, status: &Status| match cause.effect() {
+            Effect::Moves => id != pair.primary && status.epoch > epoch,
+            Effect::Stays => id == pair.primary && status.epoch > epoch,
+            Effect::Either => status.epoch > epoch,
+            Effect::Mends => status.epoch >= epoch,
+        };
+        let takeover = Takeover::observe(self.stage, self.client, fault, goes_on)?;
         pass(self.stage, stop_for(rng))?;
         undo(self.stage, pair, cause)?;
         heal(self.stage, self.watch, takeover.to)?;
-        let redundancy = Redundancy::observe(self.stage, epoch, fault)?;
+        let least = match cause.effect() {
+            Effect::Mends => epoch,
+            _ => epoch.map(|epoch| epoch + 1),
+        };
+        let redundancy = Redundancy::observe(self.stage, least, fault)?;
         self.check_client()?;
         let changes = self.watch.handovers();
         let silence_ms = changes.get(handovers).and_then(Handover::silence_ms);
@@ -82,7 +103,11 @@ impl Scene<'_> {
             number,
             cause,
             primary: pair.primary.to_string(),
+            detail,
             answers_before,
+            lag_ms: lag.ms,
+            lag_exits: lag.exits,
+            usual_ms: usual_ns as f64 / 1e6,
             takeover,
             silence_ms,
             redundancy,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rand::RngExt;
 use rustix::process::Signal;
 
 use super::cause::Cause;
@@ -15,6 +16,12 @@ use crate::wire::Watch;
 const CHANNEL: &str = "vhost-ftlog";
 /// How long a VMM may take to begin a transfer of state.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
+/// After so long a daemon that was killed is gone.
+const CHANNEL_GONE: Duration = Duration::from_millis(200);
+/// How long the channel's daemon may take to be replaced.
+const CHANNEL_LIMIT: Duration = Duration::from_secs(30);
+/// Within so many ms from its beginning a transfer is disturbed: it takes about as long.
+const TRANSFER_TAKES_MS: u64 = 250;
 /// How long a VMM that has lost may take to give up.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -34,13 +41,22 @@ impl Pair {
     }
 }
 
-/// Lets it fail. The moment is that before the (first) failure.
-pub(super) fn strike(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<Fault, Failure> {
+/// Lets it fail. The moment is that before the (first) failure; with it, in words, when that was.
+pub(super) fn strike(
+    stage: &mut Stage,
+    pair: Pair,
+    cause: Cause,
+    rng: &mut impl rand::Rng,
+) -> Result<(Fault, Option<String>), Failure> {
     let Pair { primary, backup } = pair;
     let fault = Fault::now();
+    let mut detail = None;
     match cause {
         Cause::VmmKilled => kill_vmm(stage, primary)?,
-        Cause::ChannelKilled => channel(stage, primary, Signal::KILL)?,
+        Cause::ChannelKilled => {
+            channel(stage, primary, Signal::KILL)?;
+            wait_for_channel(stage, primary)?;
+        }
         Cause::VmmAndChannelKilled => {
             kill_vmm(stage, primary)?;
             channel(stage, primary, Signal::KILL)?;
@@ -53,6 +69,10 @@ pub(super) fn strike(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<Faul
         Cause::StandbyKilledInTransfer => {
             kill_vmm(stage, backup)?;
             wait_for_transfer(stage, pair)?;
+            std::thread::sleep(Duration::from_millis(
+                rng.random_range(0..TRANSFER_TAKES_MS),
+            ));
+            detail = stage.status(primary).map(|status| status.state);
             kill_vmm(stage, pair.third())?;
         }
         Cause::LinkCut => stage.site(primary).wire().cut()?,
@@ -61,7 +81,18 @@ pub(super) fn strike(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<Faul
         Cause::ChannelStopped => channel(stage, primary, Signal::STOP)?,
         Cause::BackupChannelStopped => channel(stage, backup, Signal::STOP)?,
     }
-    Ok(fault)
+    Ok((fault, detail))
+}
+
+/// Until a daemon that was killed is replaced.
+fn wait_for_channel(stage: &Stage, id: SiteId) -> Result<(), Failure> {
+    // Until the old one is gone, it counts as well.
+    pass(stage, CHANNEL_GONE)?;
+    let host = stage.site(id).host();
+    let patience = stage.patience();
+    patience.wait_until("the channel's daemon to be replaced", CHANNEL_LIMIT, || {
+        Ok(host.signal_program(CHANNEL, Signal::CONT)? > 0)
+    })
 }
 
 fn kill_vmm(stage: &mut Stage, id: SiteId) -> Result<(), Failure> {
@@ -119,14 +150,16 @@ fn resume_channel(stage: &Stage, id: SiteId) -> Result<(), Failure> {
 /// waited for until it has given up.
 pub(super) fn heal(stage: &mut Stage, watch: &Watch, primary: SiteId) -> Result<(), Failure> {
     for id in SITES.into_iter().filter(|id| *id != primary) {
-        let is_gone = stage
-            .vmm(id)
-            .is_none_or(|vmm| vmm.process().try_wait().is_some());
-        if is_gone {
-            stage.start_standby(id)?;
-        }
         let patience = stage.patience().clone();
         patience.wait_until("a standby to be ready for work", GIVE_UP_LIMIT, || {
+            // One that was killed is gone a while later only.
+            let is_gone = stage
+                .vmm(id)
+                .is_none_or(|vmm| vmm.process().try_wait().is_some());
+            if is_gone {
+                stage.check_processes()?;
+                stage.start_standby(id)?;
+            }
             stage.check_processes()?;
             Ok(stage
                 .status(id)
@@ -139,7 +172,6 @@ pub(super) fn heal(stage: &mut Stage, watch: &Watch, primary: SiteId) -> Result<
 
 /// How long after the takeover a stopped process goes on: sometimes at once, sometimes when all is over.
 pub(super) fn stop_for(rng: &mut impl rand::Rng) -> Duration {
-    use rand::RngExt;
     Duration::from_millis(rng.random_range(0..2000))
 }
 

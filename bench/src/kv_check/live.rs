@@ -25,6 +25,24 @@ impl Gap {
     }
 }
 
+/// A time in which no answer came on any connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Silence {
+    /// The answer before.
+    pub(crate) from: Moment,
+    /// The answer that ended it.
+    pub(crate) to: Moment,
+}
+
+impl Silence {
+    /// How long it was.
+    pub(crate) fn nanoseconds(&self) -> u64 {
+        self.to.since(self.from)
+    }
+}
+
+/// Silences from this length on are noted, in nanoseconds.
+pub(crate) const NOTED_SILENCE_NS: u64 = 1_000_000;
 /// Gaps from this length on are noted, in nanoseconds.
 pub(crate) const NOTED_NS: u64 = 20_000_000;
 /// Gaps kept until someone takes them; the oldest go first.
@@ -42,6 +60,14 @@ pub(crate) struct Live {
     stop: AtomicBool,
     abort: AtomicBool,
     gaps: Mutex<VecDeque<Gap>>,
+    silences: Mutex<Silences>,
+}
+
+/// The silences of all connections together.
+#[derive(Debug, Default)]
+struct Silences {
+    last_answer: Option<Moment>,
+    noted: VecDeque<Silence>,
 }
 
 impl Live {
@@ -57,6 +83,7 @@ impl Live {
             stop: AtomicBool::new(false),
             abort: AtomicBool::new(false),
             gaps: Mutex::default(),
+            silences: Mutex::default(),
         }
     }
 
@@ -102,6 +129,12 @@ impl Live {
         gaps.drain(..).collect()
     }
 
+    /// Takes the noted silences that have ended so far, in their order.
+    pub(crate) fn take_silences(&self) -> Vec<Silence> {
+        let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        silences.noted.drain(..).collect()
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -116,12 +149,25 @@ impl Live {
         if let Some(last) = self.last_answers.get(usize::from(gap.connection)) {
             last.store(gap.to.0, Ordering::Relaxed);
         }
+        self.end_silence(gap.to);
         if gap.nanoseconds() >= NOTED_NS {
             let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
             if gaps.len() == GAPS_KEPT {
                 gaps.pop_front();
             }
             gaps.push_back(gap);
+        }
+    }
+
+    fn end_silence(&self, to: Moment) {
+        let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = silences.last_answer.replace(to).unwrap_or(to);
+        let silence = Silence { from, to };
+        if silence.nanoseconds() >= NOTED_SILENCE_NS {
+            if silences.noted.len() == GAPS_KEPT {
+                silences.noted.pop_front();
+            }
+            silences.noted.push_back(silence);
         }
     }
 

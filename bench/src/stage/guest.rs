@@ -56,6 +56,9 @@ impl Start {
         if options.boot {
             return Ok(boot);
         }
+        if let Some(home) = &options.snapshot {
+            return Ok(boot.with_snapshot(home));
+        }
         let programs = Programs::find(options.programs.as_deref())?;
         let name = format!("{:016x}", boot.fingerprint(&programs, options.memory)?);
         let home = options.snapshots.join(name);
@@ -63,11 +66,16 @@ impl Start {
             eprintln!("      no snapshot of this guest yet: booting it once");
             boot.take_snapshot(&home, &programs, options.memory, patience)?;
         }
-        Ok(Self {
+        Ok(boot.with_snapshot(&home))
+    }
+
+    /// From what was put into this directory when the snapshot was taken.
+    fn with_snapshot(self, home: &Path) -> Self {
+        Self {
             disk: home.join("disk.img"),
             snapshot: Some(home.join("snapshot")),
-            ..boot
-        })
+            ..self
+        }
     }
 
     /// The snapshot that the guest goes on from, if it does not boot.
@@ -81,12 +89,13 @@ impl Start {
             .map_err(|error| format!("{} to {}: {error}", self.disk.display(), to.display()).into())
     }
 
-    /// Of everything that a snapshot depends on.
+    /// Of the content of everything that a snapshot depends on.
     fn fingerprint(&self, programs: &Programs, memory: u32) -> Result<u64, Failure> {
         let mut hasher = DefaultHasher::new();
-        for path in [&self.kernel, &self.initramfs, &self.disk, &programs.pollux] {
-            let meta = fs::metadata(path)?;
-            (meta.len(), meta.modified()?).hash(&mut hasher);
+        let depends_on = [&self.kernel, &self.initramfs, &self.disk, &programs.pollux];
+        for path in depends_on {
+            let content = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            content.hash(&mut hasher);
         }
         memory.hash(&mut hasher);
         Ok(hasher.finish())

@@ -58,6 +58,9 @@ pub(crate) struct StageOptions {
     /// Directory for snapshots of the booted guest.
     #[arg(long, value_name = "DIR", default_value = ".cache/snapshots")]
     pub(crate) snapshots: PathBuf,
+    /// Go on from this snapshot (one of those in the directory of snapshots), whatever program took it.
+    #[arg(long, value_name = "DIR", conflicts_with = "boot")]
+    pub(crate) snapshot: Option<PathBuf>,
     /// Boot the guest, even if there is a snapshot.
     #[arg(long)]
     pub(crate) boot: bool,
@@ -187,30 +190,19 @@ impl Stage {
             .max_by_key(|(_, status)| status.epoch)
     }
 
-    /// Waits for a primary other than `old`, in a newer epoch than `epoch`.
-    pub(crate) fn wait_for_primary(
-        &mut self,
-        old: Option<SiteId>,
-        epoch: Option<u64>,
-        limit: Duration,
-    ) -> Result<(SiteId, Status), Failure> {
-        self.wait_for_status("a primary", limit, |id, status| {
-            Some(id) != old && status.epoch > epoch
-        })
-    }
-
-    /// Waits until the primary has a backup that could take over, in a newer epoch than `epoch`.
+    /// Waits until the primary has a backup that could take over, in an epoch from `epoch` on.
     pub(crate) fn wait_for_protection(
         &mut self,
         epoch: Option<u64>,
         limit: Duration,
     ) -> Result<(SiteId, Status), Failure> {
         self.wait_for_status("protection", limit, |_, status| {
-            status.protected && status.epoch > epoch
+            status.protected && status.epoch >= epoch
         })
     }
 
-    fn wait_for_status(
+    /// Waits for a primary that is as it is `wanted`.
+    pub(crate) fn wait_for_status(
         &mut self,
         what: &str,
         limit: Duration,

@@ -39,8 +39,11 @@ pub(crate) struct Takeover {
     /// The host that goes on.
     #[serde(serialize_with = "as_text")]
     pub(crate) to: SiteId,
-    /// Longest time without an answer on any connection, in ms.
+    /// Longest time in which the client got no answer at all, in ms.
     pub(crate) pause_ms: f64,
+    /// Longest time in which one of its connections waited for an answer, in ms: with the guest's own
+    /// time for an answer, while others are asked for too.
+    pub(crate) wait_ms: f64,
     /// From the fault until it was noticed, in ms by the wall clock; not known if nobody took over.
     pub(crate) noticed_ms: Option<f64>,
     /// The parts after that.
@@ -69,16 +72,15 @@ fn as_text<S: serde::Serializer>(id: &SiteId, to: S) -> Result<S::Ok, S::Error> 
 }
 
 impl Takeover {
-    /// Waits until another host than `old` (any, if there is none) is primary in a newer epoch, and every
-    /// connection of the client has been answered by it.
+    /// Waits until a primary is as it is `wanted`, and every connection of the client has been answered
+    /// after that.
     pub(crate) fn observe(
         stage: &mut Stage,
         client: &Client,
-        old: Option<SiteId>,
-        epoch: Option<u64>,
         fault: Fault,
+        wanted: impl Fn(SiteId, &Status) -> bool,
     ) -> Result<Self, Failure> {
-        let (to, status) = stage.wait_for_primary(old, epoch, TAKEOVER_LIMIT)?;
+        let (to, status) = stage.wait_for_status("a primary", TAKEOVER_LIMIT, wanted)?;
         let live = Moment::now();
         let patience = stage.patience().clone();
         patience.wait_until("an answer on every connection", ANSWER_LIMIT, || {
@@ -86,18 +88,26 @@ impl Takeover {
             stage.check_processes()?;
             Ok(client.live().all_answered() > live)
         })?;
-        let gaps = client.live().take_gaps();
-        let pauses = gaps.iter().filter(|g| g.to > fault.at && g.from < live);
-        let pause_ns = pauses.map(|g| g.nanoseconds()).max().unwrap_or(0);
+        let longest = |of: &mut dyn Iterator<Item = (Moment, Moment)>| {
+            let around = of.filter(|(from, to)| *to > fault.at && *from < live);
+            around.map(|(from, to)| to.since(from)).max().unwrap_or(0) as f64 / 1e6
+        };
+        let (silences, gaps) = (client.live().take_silences(), client.live().take_gaps());
         let mut takeover = Self {
             to,
-            pause_ms: pause_ns as f64 / 1e6,
+            pause_ms: longest(&mut silences.iter().map(|s| (s.from, s.to))),
+            wait_ms: longest(&mut gaps.iter().map(|g| (g.from, g.to))),
             noticed_ms: None,
             timeline: Vec::new(),
             cause: None,
         };
         takeover.add_timeline(&status, fault);
         Ok(takeover)
+    }
+
+    /// From the fault until the VM ran on the new primary, in ms; not known if nobody took over.
+    pub(crate) fn live_ms(&self) -> Option<f64> {
+        Some(self.noticed_ms? + self.timeline.last()?.ms)
     }
 
     /// Takes the parts from what the new primary says, if it says it of this fault.
@@ -115,7 +125,7 @@ impl Takeover {
 }
 
 impl Redundancy {
-    /// Waits until the VM is protected, in a newer epoch than that of the fault.
+    /// Waits until the VM is protected, in an epoch from `epoch` on.
     pub(crate) fn observe(
         stage: &mut Stage,
         epoch: Option<u64>,

@@ -22,8 +22,9 @@ use ring::{ArenaConfig, Desc, Limits};
 use rustix::event::{PollFd, PollFlags};
 
 use super::session::{QueueEvents, Session, SessionMemory};
-use super::spawn::Daemon;
+use super::spawn::{Connected, Daemon};
 use super::wake::Event;
+use super::watchdog::{ANSWER_LIMIT, Watchdog, Watched};
 use super::wire::Wire;
 use super::{Error, io_error};
 use crate::config_space::{BulkId, Command, Role, SessionParams, Status, Tuning};
@@ -31,6 +32,9 @@ use crate::notice::{NOTICE_LEN, Notice};
 
 /// Pause between attempts to get the daemon back.
 const RECOVERY_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a daemon may take to introduce itself.
+const NEGOTIATION_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a channel is made of.
 #[derive(Debug, Clone)]
@@ -105,10 +109,16 @@ impl AsFd for Events {
 }
 
 struct State {
-    wire: Option<Wire>,
+    wire: Option<Link>,
     session: Option<(SessionParams, Arc<SessionMemory>)>,
     tuning: Tuning,
     listen: Option<SocketAddr>,
+}
+
+/// The connection to a daemon.
+struct Link {
+    wire: Wire,
+    daemon: Arc<Watched>,
 }
 
 struct Inner {
@@ -119,6 +129,7 @@ struct Inner {
     ready: Arc<Event>,
     stop: Event,
     stopping: AtomicBool,
+    watchdog: Watchdog,
 }
 
 /// The control handle of a channel. Dropping it ends the session and lets the daemon go.
@@ -150,6 +161,7 @@ impl Channel {
             ready: Arc::clone(&ready),
             stop: Event::new()?,
             stopping: AtomicBool::new(false),
+            watchdog: Watchdog::start()?,
         });
         inner.connect()?;
         let supervised = Arc::clone(&inner);
@@ -175,20 +187,22 @@ impl Channel {
         let arena = self.inner.config.arena_of(params.role);
         let (memory, log) = SessionMemory::new(arena, params.session, first)?;
         let old = state.session.take();
-        let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
-        if old.is_some() {
-            wire.command(&Command::Close)?;
-        }
-        wire.stop_queues()?;
-        wire.hand_over(&memory, &self.inner.event_queue)?;
-        wire.command(&Command::Open(params))?;
+        self.inner.ask(&mut state.wire, |wire| {
+            if old.is_some() {
+                wire.command(&Command::Close)?;
+            }
+            wire.stop_queues()?;
+            wire.hand_over(&memory, &self.inner.event_queue)?;
+            wire.command(&Command::Open(params))
+        })?;
         let session = memory.parts(log);
         state.session = Some((params, memory));
         Ok(session)
     }
 
     /// Ends the session (R13): when this returns without an error no further acknowledgement leaves.
-    /// A daemon that is dead leaves none either; one that does not answer is an error, and the
+    /// A daemon that is dead leaves none either, and one that the channel has started and that does
+    /// not answer is killed. One that somebody else runs and that does not answer is an error: the
     /// session must not be counted as closed.
     ///
     /// # Errors
@@ -197,12 +211,15 @@ impl Channel {
         let mut state = self.inner.lock();
         // Forgotten first: a daemon that comes back is not given the session again.
         state.session = None;
-        match state.wire.as_mut() {
-            None => Ok(()),
-            Some(wire) => match wire.command(&Command::Close) {
-                Err(_) if is_closed(wire) => Ok(()),
-                result => result,
-            },
+        if state.wire.is_none() {
+            return Ok(());
+        }
+        let closed = self
+            .inner
+            .ask(&mut state.wire, |wire| wire.command(&Command::Close));
+        match (closed, &state.wire) {
+            (Err(_), Some(link)) if link.daemon.is_gone() => Ok(()),
+            (closed, _) => closed,
         }
     }
 
@@ -214,10 +231,10 @@ impl Channel {
         tuning.validate()?;
         let mut state = self.inner.lock();
         state.tuning = tuning;
-        state
-            .wire
-            .as_mut()
-            .map_or(Ok(()), |wire| wire.tune(&tuning))
+        if state.wire.is_none() {
+            return Ok(());
+        }
+        self.inner.ask(&mut state.wire, |wire| wire.tune(&tuning))
     }
 
     /// The limits in force.
@@ -232,15 +249,15 @@ impl Channel {
     /// See [`Error`].
     pub fn status(&self) -> Result<Status, Error> {
         let mut state = self.inner.lock();
-        let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
-        wire.status()
+        self.inner.ask(&mut state.wire, Wire::status)
     }
 
     /// The daemon's process.
     #[must_use]
     pub fn daemon_pid(&self) -> Option<u32> {
         let state = self.inner.lock();
-        let peer = rustix::net::sockopt::socket_peercred(state.wire.as_ref()?.socket()).ok()?;
+        let peer =
+            rustix::net::sockopt::socket_peercred(state.wire.as_ref()?.wire.socket()).ok()?;
         u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
     }
 
@@ -257,8 +274,8 @@ impl Channel {
     /// See [`Error`].
     pub fn request_bulk(&self, id: BulkId) -> Result<(), Error> {
         let mut state = self.inner.lock();
-        let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
-        wire.command(&Command::Bulk(id))
+        self.inner
+            .ask(&mut state.wire, |wire| wire.command(&Command::Bulk(id)))
     }
 
     /// The connected socket of a bulk stream: an ordinary byte stream to the peer's VMM, which the
@@ -268,22 +285,8 @@ impl Channel {
     /// See [`Error`]; also before [`Notice::BulkReady`].
     pub fn take_bulk(&self, id: BulkId) -> Result<TcpStream, Error> {
         let mut state = self.inner.lock();
-        let wire = state.wire.as_mut().ok_or(Error::State("no daemon"))?;
-        wire.fetch_bulk(id)
+        self.inner.ask(&mut state.wire, |wire| wire.fetch_bulk(id))
     }
-}
-
-/// Whether the daemon's end of the connection is closed: its process is gone.
-fn is_closed(wire: &Wire) -> bool {
-    let mut poll = [PollFd::new(wire.socket(), PollFlags::IN)];
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(1))
-        && poll[0]
-            .revents()
-            .intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 impl Inner {
@@ -292,18 +295,47 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the daemon, and waits for its answer as long as it may take.
+    fn ask<T>(
+        &self,
+        link: &mut Option<Link>,
+        what: impl FnOnce(&mut Wire) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let link = link.as_mut().ok_or(Error::State("no daemon"))?;
+        let _watching = self.watchdog.watch(&link.daemon, ANSWER_LIMIT);
+        what(&mut link.wire)
+    }
+
     /// Gets a daemon and gives it what there is. The state is locked only for the latter, so that a
     /// session can be closed while there is no daemon.
     fn connect(&self) -> Result<(), Error> {
-        let (stream, listen) = self.config.daemon.connect()?;
-        let mut wire = Wire::negotiate(stream)?;
+        let Connected {
+            stream,
+            listen,
+            process,
+        } = self.config.daemon.connect()?;
+        let socket = stream
+            .try_clone()
+            .map_err(io_error("duplicate the daemon's socket"))?;
+        let daemon = Arc::new(Watched::new(process, socket));
+        let wire = {
+            let _watching = self.watchdog.watch(&daemon, NEGOTIATION_LIMIT);
+            Wire::negotiate(stream)?
+        };
+        let mut link = Some(Link { wire, daemon });
         let mut state = self.lock();
-        wire.tune(&state.tuning)?;
-        if let Some((params, memory)) = &state.session {
+        let State {
+            session, tuning, ..
+        } = &*state;
+        self.ask(&mut link, |wire| {
+            wire.tune(tuning)?;
+            let Some((params, memory)) = session else {
+                return Ok(());
+            };
             wire.hand_over(memory, &self.event_queue)?;
-            wire.command(&Command::Open(*params))?;
-        }
-        state.wire = Some(wire);
+            wire.command(&Command::Open(*params))
+        })?;
+        state.wire = link;
         state.listen = listen.or(state.listen);
         Ok(())
     }
@@ -329,7 +361,11 @@ impl Inner {
     fn watch(&self) -> bool {
         let socket = {
             let state = self.lock();
-            match state.wire.as_ref().map(|wire| wire.socket().try_clone()) {
+            match state
+                .wire
+                .as_ref()
+                .map(|link| link.wire.socket().try_clone())
+            {
                 Some(Ok(socket)) => socket,
                 _ => return false,
             }
@@ -425,9 +461,9 @@ impl Drop for Channel {
         }
         // The owner word is let go before the socket is closed, so that the daemon knows an orderly end.
         let mut state = self.inner.lock();
-        if let Some(wire) = &mut state.wire {
-            let _ = wire.command(&Command::Close);
-        }
+        let _ = self
+            .inner
+            .ask(&mut state.wire, |wire| wire.command(&Command::Close));
         state.session = None;
     }
 }

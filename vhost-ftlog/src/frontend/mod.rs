@@ -19,6 +19,7 @@ mod producer;
 mod session;
 mod spawn;
 mod wake;
+mod watchdog;
 mod wire;
 
 pub use acks::Acks;

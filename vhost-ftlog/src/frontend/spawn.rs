@@ -2,10 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Error, io_error};
 
@@ -34,16 +37,30 @@ pub struct SpawnConfig {
     pub args: Vec<String>,
 }
 
+/// A connection to a daemon.
+pub(super) struct Connected {
+    pub(super) stream: UnixStream,
+    /// The address on which a daemon that was started for it listens for its peer.
+    pub(super) listen: Option<SocketAddr>,
+    /// Its process, if it was started for it.
+    pub(super) process: Option<OwnedFd>,
+}
+
 impl Daemon {
-    /// A connection to the daemon, which is started if that is our part. Also the address on which a
-    /// started one listens for its peer.
-    pub(super) fn connect(&self) -> Result<(UnixStream, Option<SocketAddr>), Error> {
+    /// A connection to the daemon, which is started if that is our part.
+    pub(super) fn connect(&self) -> Result<Connected, Error> {
         match self {
             Self::Running(path) => {
                 let until = Instant::now() + START_LIMIT;
                 loop {
                     match UnixStream::connect(path) {
-                        Ok(stream) => return Ok((stream, None)),
+                        Ok(stream) => {
+                            return Ok(Connected {
+                                stream,
+                                listen: None,
+                                process: None,
+                            });
+                        }
                         Err(error) if Instant::now() >= until => {
                             return Err(io_error("connect to the daemon")(error));
                         }
@@ -52,10 +69,14 @@ impl Daemon {
                 }
             }
             Self::Spawn(config) => {
-                let listen = config.start()?;
+                let (listen, process) = config.start()?;
                 let stream = UnixStream::connect(&config.socket)
                     .map_err(io_error("connect to the daemon that was started"))?;
-                Ok((stream, listen))
+                Ok(Connected {
+                    stream,
+                    listen,
+                    process: Some(process),
+                })
             }
         }
     }
@@ -64,7 +85,7 @@ impl Daemon {
 impl SpawnConfig {
     /// Starts the daemon and waits until it says that it is ready. It leaves our session and process
     /// group by itself before it says so.
-    fn start(&self) -> Result<Option<SocketAddr>, Error> {
+    fn start(&self) -> Result<(Option<SocketAddr>, OwnedFd), Error> {
         let failed = |why: String| Error::Spawn {
             program: self.program.display().to_string(),
             why,
@@ -89,6 +110,9 @@ impl SpawnConfig {
             let status = child.wait().map_err(|error| failed(error.to_string()))?;
             return Err(failed(format!("it ended with {status}; see its messages")));
         }
+        // Before it is waited for: until then its number is nobody else's.
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+            .map_err(|errno| io_error("refer to the daemon's process")(errno.into()))?;
         // Somebody must wait for it when it ends, or it stays as a zombie.
         std::thread::Builder::new()
             .name("ftlog-reap".to_owned())
@@ -96,6 +120,7 @@ impl SpawnConfig {
             .map_err(io_error("start a thread"))?;
         let said: serde_json::Value =
             serde_json::from_str(&line).map_err(|error| failed(error.to_string()))?;
-        Ok(said["listen"].as_str().and_then(|text| text.parse().ok()))
+        let listen = said["listen"].as_str().and_then(|text| text.parse().ok());
+        Ok((listen, process))
     }
 }

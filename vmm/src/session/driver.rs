@@ -29,7 +29,7 @@ const TURN: Duration = Duration::from_millis(5);
 /// What takes the session's thread longer than this is worth a warning.
 const SLOW: Duration = Duration::from_millis(100);
 /// Bytes of a session's log and delivery areas: what the log may run ahead while a standby loads.
-const AREA_BYTES: u64 = 128 << 20;
+const AREA_BYTES: u64 = 64 << 20;
 
 /// Why a session cannot be had, or ended.
 #[derive(Debug, Error)]
