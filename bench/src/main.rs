@@ -1,6 +1,7 @@
 //! Benchmarks of Pollux: each prints a table, or one JSON object with `--json`. Progress goes to
 //! standard error. Exit code 0 means measured, whatever the figures.
 
+mod cost;
 mod demo;
 mod failover;
 mod heartbeat;
@@ -39,8 +40,12 @@ enum Bench {
     KvCheck(kv_check::Options),
     /// Shows a VM that outlives its host, twice, while a client checks every answer.
     Demo(demo::Options),
+    /// What protection costs a guest: against the same guest unprotected.
+    Cost(cost::Options),
     /// Failure after failure at random moments under load, and whether the VM came through each.
     Failover(failover::Options),
+    /// Puts several reports of `failover` together.
+    FailoverMerge(failover::MergeOptions),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +60,10 @@ fn main() -> ExitCode {
         }
         Bench::Failover(options) => {
             report::print("failover", json, |report| failover::run(&options, report))
+        }
+        Bench::Cost(options) => report::print("cost", json, |report| cost::run(&options, report)),
+        Bench::FailoverMerge(options) => {
+            report::print("failover", json, |report| failover::merge(&options, report))
         }
         Bench::Demo(options) => report::print("demo", json, |report| demo::run(&options, report)),
     }

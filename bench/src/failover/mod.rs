@@ -6,13 +6,15 @@
 //! again, and waits until the VM is redundant. At the end all answers, all frames and the disk are checked.
 
 mod cause;
+mod clock;
 mod epilogue;
+mod merge;
 mod run;
+mod series;
 mod strike;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -21,6 +23,8 @@ use crate::kv_check;
 use crate::report::{Measure, Report};
 use crate::stage::{Client, GUEST_REDIS, Interrupt, SITES, Stage, StageOptions, Start};
 use crate::wire::Watch;
+
+pub(crate) use merge::{Options as MergeOptions, run as merge};
 
 use cause::{CAUSES, Cause};
 use run::{Run, Scene};
@@ -38,6 +42,9 @@ pub(crate) struct Options {
     /// How many failures.
     #[arg(long, default_value_t = 100)]
     runs: usize,
+    /// Begin no failure after so many minutes, however many have been.
+    #[arg(long, value_name = "MINUTES")]
+    within: Option<f64>,
     /// Seed of order and moments; drawn if it is not given.
     #[arg(long)]
     seed: Option<u64>,
@@ -64,6 +71,11 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
     let mut stage = Stage::new(&options.stage, &interrupt)?;
     let watch = Watch::start(&stage)?;
     let client = open(options, &mut stage)?;
+    let host = stage.client().clone();
+    let clock_off = clock::guest_is_off_ms(&host)?;
+    let until = options
+        .within
+        .map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     let mut runs = Vec::new();
     let mut scene = Scene {
         stage: &mut stage,
@@ -71,19 +83,24 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
         watch: &watch,
     };
     for (number, cause) in order.into_iter().enumerate() {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
         eprint!("failover: {number:3} {:<30}", cause.name());
         let ran = scene.run(number, cause, &mut rng);
         let run = ran.inspect_err(|error| {
             eprintln!("FAILED: {error}\n{}", run::describe(scene.stage));
             // What was measured until here is worth telling.
-            add_runs(report, &runs);
+            series::report(&runs, report);
         })?;
         tell(&run, &client);
-        runs.push(run);
+        runs.push(serde_json::to_value(run).expect("runs are plain data"));
     }
-    add_runs(report, &runs);
+    series::report(&runs, report);
     let outcome = client.finish()?;
     outcome.report(report);
+    let drift = (clock::guest_is_off_ms(&host)? - clock_off).abs();
+    report.push(Measure::value(series::CLOCK_DRIFT, "ms", drift).noted(clock::NOTE));
     let disk = disk_agrees(&mut stage);
     watch.finish()?.report(report);
     disk
@@ -125,41 +142,4 @@ fn tell(run: &Run, client: &Client) {
         redundancy.after_ms / 1e3,
         client.live()
     );
-}
-
-fn add_runs(report: &mut Report, runs: &[Run]) {
-    report.runs(runs.len() as u64);
-    let usual = distribution("pause_usual", runs.iter().map(|r| r.usual_ms));
-    report.push(usual.noted("longest time without any answer in the second before a failure"));
-    for cause in CAUSES {
-        let of = || runs.iter().filter(|r| r.cause == cause);
-        if of().next().is_none() {
-            continue;
-        }
-        let mut add = |what: &str, ms: &mut dyn Iterator<Item = f64>| {
-            report.push(distribution(&format!("{what}_{}", cause.name()), ms));
-        };
-        add("pause", &mut of().map(|r| r.takeover.pause_ms));
-        add("wait", &mut of().map(|r| r.takeover.wait_ms));
-        if of().any(|r| r.takeover.live_ms().is_some()) {
-            add("live", &mut of().filter_map(|r| r.takeover.live_ms()));
-        }
-    }
-    let stops = runs.iter().filter_map(|r| r.redundancy.stop_ms);
-    report.push(distribution("transfer_stop", stops));
-    let again = runs.iter().map(|r| r.redundancy.after_ms);
-    report.push(distribution("redundant_again", again));
-    let divergences: u64 = runs.iter().map(|r| r.redundancy.divergences).sum();
-    report.push(Measure::count("divergences", divergences));
-    if divergences > 0 {
-        report.fail("replicas went another way than their primary");
-    }
-    let runs = serde_json::to_value(runs).expect("runs are plain data");
-    report.detail("runs", runs);
-}
-
-fn distribution(name: &str, ms: impl Iterator<Item = f64>) -> Measure {
-    let mut all = Histogram::<u64>::new(3).expect("3 digits are legal");
-    ms.for_each(|ms| all.record((ms * 1e6) as u64).expect("it grows as needed"));
-    Measure::milliseconds(name, &all)
 }

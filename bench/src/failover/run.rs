@@ -38,6 +38,8 @@ pub(super) struct Run {
     /// Longest time in which the client got no answer at all in the second before, in ms.
     pub(super) usual_ms: f64,
     pub(super) takeover: Takeover,
+    /// From the fault until the VM ran on another host, in ms.
+    live_ms: Option<f64>,
     /// From the last frame of the old primary to the first of the new, in ms; none if nobody took over.
     silence_ms: Option<f64>,
     pub(super) redundancy: Redundancy,
@@ -108,6 +110,7 @@ impl Scene<'_> {
             lag_ms: lag.ms,
             lag_exits: lag.exits,
             usual_ms: usual_ns as f64 / 1e6,
+            live_ms: takeover.live_ms(),
             takeover,
             silence_ms,
             redundancy,

@@ -77,6 +77,11 @@ impl Outcome {
         gaps.max().unwrap_or(0)
     }
 
+    /// Answers in a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.answers as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+
     /// Adds all of it to a report.
     pub(crate) fn report(&self, report: &mut Report) {
         let mut gaps = Histogram::<u64>::new(3).expect("3 digits are legal");
@@ -93,8 +98,7 @@ impl Outcome {
         ));
         report.push(Measure::count("unanswered", self.unanswered));
         report.push(Measure::count("keys", self.keys));
-        let rate = self.answers as f64 / self.seconds.max(f64::MIN_POSITIVE);
-        report.push(Measure::value("requests_per_s", "1/s", rate));
+        report.push(Measure::value("requests_per_s", "1/s", self.rate()));
         report.push(Measure::microseconds("latency", &self.latency));
         let of_each = "the longest time without an answer of each connection";
         report.push(Measure::milliseconds("longest_gap", &gaps).noted(of_each));

@@ -43,6 +43,9 @@ pub(crate) struct Status {
     /// How far the backup is behind.
     #[serde(default)]
     pub(crate) lag: Lag,
+    /// What the log carries, in Mbit/s.
+    #[serde(default)]
+    pub(crate) log_mbit_s: f64,
 }
 
 /// How far a backup is behind its primary.

@@ -76,12 +76,17 @@ impl Client {
         })
     }
 
-    /// Asks nothing more, waits for the last answers and checks them all.
-    pub(crate) fn finish(mut self) -> Result<Outcome, Failure> {
-        self.live.stop();
+    /// Waits until it has asked for as long as it was to.
+    pub(crate) fn wait(mut self) -> Result<Outcome, Failure> {
         let thread = self.thread.take().ok_or("the client has ended")?;
         let outcome = thread.join().map_err(|_| "the client has panicked")?;
         Ok(outcome?)
+    }
+
+    /// Asks nothing more, waits for the last answers and checks them all.
+    pub(crate) fn finish(self) -> Result<Outcome, Failure> {
+        self.live.stop();
+        self.wait()
     }
 }
 

@@ -65,6 +65,11 @@ impl Files {
         self.root.path().join(format!("{id}.console"))
     }
 
+    /// The pipe to the guest's console.
+    pub(super) fn keyboard(&self) -> PathBuf {
+        self.root.path().join("keyboard")
+    }
+
     /// Adds what a VMM logged to the file of its host, if anything is to be kept.
     pub(super) fn keep_log(&self, id: SiteId, said: &str) {
         use std::io::Write;

@@ -24,13 +24,14 @@ mod site;
 pub(crate) mod takeover;
 mod vmm;
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::{Host, Port, Switch};
 
-pub(crate) use api::Status;
+pub(crate) use api::{Api, Status};
 pub(crate) use client::Client;
 pub(crate) use guest::Start;
 pub(crate) use interrupt::Interrupt;
@@ -153,6 +154,27 @@ impl Stage {
         start.place_disk(&self.files.disk())?;
         let command = self.programs.primary(id, start, &self.files, self.memory);
         self.sites[id.index()].start(command, &self.files)
+    }
+
+    /// The same, with a keyboard at the guest's console; what the console shows is the VMM's output.
+    pub(crate) fn start_primary_with_keyboard(
+        &mut self,
+        id: SiteId,
+        start: &Start,
+    ) -> Result<File, Failure> {
+        start.place_disk(&self.files.disk())?;
+        let command = self.programs.primary(id, start, &self.files, self.memory);
+        let (command, keyboard) = vmm::with_keyboard(&command, &self.files)?;
+        self.sites[id.index()].start(command, &self.files)?;
+        Ok(keyboard)
+    }
+
+    /// Gives each host a CPU of its own, as far as there are enough: what is started on it keeps to it.
+    pub(crate) fn pin(&mut self) {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        for site in &mut self.sites {
+            site.pin(site.id().index() % cpus);
+        }
     }
 
     /// Starts an empty standby on this host.

@@ -94,6 +94,10 @@ impl Site {
         &self.host
     }
 
+    pub(super) fn pin(&mut self, cpu: usize) {
+        self.host = self.host.on_cpu(cpu);
+    }
+
     pub(super) fn start(&mut self, mut command: Command, files: &Files) -> Result<(), Failure> {
         self.end(files)?;
         let process = self.host.spawn(&mut command)?;

@@ -1,5 +1,6 @@
 //! The programs of Pollux, as an operator starts them.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -97,6 +98,34 @@ fn common(command: &mut Command, id: SiteId, files: &Files) {
     for other in SITES.into_iter().filter(|other| *other != id) {
         command.args(["--standby", &format!("{other}={}", other.listen())]);
     }
+}
+
+/// The same command with a pipe as its standard input, and the guest's console on both: without the option
+/// that makes it a file. Returns the pipe's other end.
+pub(super) fn with_keyboard(command: &Command, files: &Files) -> Result<(Command, File), Failure> {
+    let path = files.keyboard();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU)?;
+    // Both ends, so that opening it does not wait for a reader.
+    let keyboard = File::options().read(true).write(true).open(&path)?;
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", r#"exec "$0" "$@" < "$KEYBOARD""#])
+        .env("KEYBOARD", &path);
+    shell.arg(command.get_program());
+    let mut arguments = command.get_args();
+    while let Some(argument) = arguments.next() {
+        if argument == "--console" {
+            arguments.next();
+        } else {
+            shell.arg(argument);
+        }
+    }
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
+    }
+    Ok((shell, keyboard))
 }
 
 /// A running VMM.
