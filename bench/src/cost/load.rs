@@ -24,22 +24,22 @@ pub(super) const LOADS: [Load; 3] = [
         work: 1.0,
         unit: "1/s",
         before: "cd /tmp",
-        command: "seq 1 40000 | awk '{ print ($1 * 7919) % 40009, \"line\", $1 }' > text; \
+        command: "seq 1 1000 | awk '{ print ($1 * 7919) % 1009, \"line\", $1 }' > text; \
                   sort -n text > sorted; gzip -9 -c sorted > packed; gunzip -c packed | md5sum; \
                   rm -f text sorted packed",
     },
     Load {
         name: "disk_write",
         baseline: "disk_write_unprotected",
-        work: 8.0,
+        work: 2.0,
         unit: "MiB/s",
         before: "rm -f /data/load; sync",
-        command: "dd if=/dev/zero of=/data/load bs=64k count=128 conv=fsync",
+        command: "dd if=/dev/zero of=/data/load bs=64k count=32 conv=fsync",
     },
     Load {
         name: "disk_read",
         baseline: "disk_read_unprotected",
-        work: 8.0,
+        work: 2.0,
         unit: "MiB/s",
         before: "sync; echo 3 > /proc/sys/vm/drop_caches",
         command: "dd if=/data/load of=/dev/null bs=64k",

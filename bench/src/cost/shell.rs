@@ -47,10 +47,12 @@ impl Shell {
                 .map(str::to_owned)
         };
         let (begun, ended) = (format!("begun-{number}-"), format!("ended-{number}-"));
-        patience.wait_until(command, LIMIT, || Ok(seen(&begun).is_some()))?;
+        patience.wait_until("a command in the guest", LIMIT, || {
+            Ok(seen(&begun).is_some())
+        })?;
         let since = Instant::now();
         let mut last = String::new();
-        patience.wait_until(command, LIMIT, || {
+        patience.wait_until("its end", LIMIT, || {
             last = seen(&ended).unwrap_or_default();
             Ok(!last.is_empty())
         })?;

@@ -5,6 +5,7 @@
 //! becomes redundant again on the third; the first host comes back empty, and then the second is lost too.
 //! `scripts/demo` prepares what this needs.
 
+mod page;
 mod summary;
 
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
     /// Answers to wait for before and after each loss.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 400)]
     answers: u64,
 }
 
@@ -123,7 +124,7 @@ impl<'a> Show<'a> {
     fn wait_for_answers(&mut self, client: &Client) -> Result<(), Failure> {
         client.wait_for_answers(self.options.answers, &self.patience, ANSWERS_LIMIT)?;
         self.stage.check_processes()?;
-        say(&client.live().to_string());
+        say(&page::standing(client.live()));
         Ok(())
     }
 
@@ -141,7 +142,7 @@ impl<'a> Show<'a> {
             id != old && now.epoch > status.epoch
         })?;
         say(&format!(
-            "the VM goes on on {}; the client waited {:.0} ms at most, on the same connections",
+            "the VM goes on on {}; the client got no answer for {:.0} ms, and goes on on the same connections",
             takeover.to, takeover.pause_ms
         ));
         let silence_ms = self.watch.handovers().last().and_then(Handover::silence_ms);

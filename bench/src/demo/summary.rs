@@ -1,9 +1,9 @@
-//! The end of the demo: what was checked, and what each loss looked like from outside.
-
-use std::fmt::Write as _;
+//! The end of the demo: what was checked, and what each loss looked like from outside, as results for machines;
+//! what people read is in [`super::page`].
 
 use hdrhistogram::Histogram;
 
+use super::page::page;
 use crate::kv_check::Outcome;
 use crate::report::{Measure, Report};
 use crate::stage::SiteId;
@@ -57,36 +57,6 @@ impl Summary {
             })
             .collect();
         report.detail("losses", details.into());
-        for loss in losses() {
-            report.remark(loss.to_string());
-        }
-    }
-}
-
-impl std::fmt::Display for Loss {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Takeover { to, pause_ms, .. } = &self.takeover;
-        let mut line = format!(
-            "{} lost, {to} goes on; longest pause {pause_ms:.0} ms",
-            self.of
-        );
-        if let Some(silence) = self.silence_ms {
-            let _ = write!(line, ", {silence:.0} ms without a frame");
-        }
-        if let Some(noticed) = self.takeover.noticed_ms {
-            let _ = write!(line, "; noticed after {noticed:.0} ms");
-        }
-        for part in &self.takeover.timeline {
-            let _ = write!(line, ", {} +{:.1}", part.name, part.ms);
-        }
-        let again = &self.redundancy;
-        let _ = write!(line, "; redundant again after {:.0} ms", again.after_ms);
-        if let Some(backup) = &again.backup {
-            let _ = write!(line, " on {backup}");
-        }
-        if let (Some(stop), Some(total)) = (again.stop_ms, again.transfer_ms) {
-            let _ = write!(line, " (transfer {total:.0} ms, the VM stood {stop:.1} ms)");
-        }
-        f.write_str(&line)
+        report.page(page(self));
     }
 }

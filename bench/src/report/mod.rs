@@ -37,6 +37,9 @@ pub(crate) struct Report {
     /// Lines for people, below the table.
     #[serde(skip)]
     remarks: Vec<String>,
+    /// What people read instead of the table.
+    #[serde(skip)]
+    page: Option<String>,
 }
 
 impl Report {
@@ -53,6 +56,7 @@ impl Report {
             failures: Vec::new(),
             details: serde_json::Map::new(),
             remarks: Vec::new(),
+            page: None,
         }
     }
 
@@ -79,6 +83,11 @@ impl Report {
     /// Adds a line for people, below the table.
     pub(crate) fn remark(&mut self, remark: impl Into<String>) {
         self.remarks.push(remark.into());
+    }
+
+    /// Gives people this to read instead of the table of all results.
+    pub(crate) fn page(&mut self, page: String) {
+        self.page = Some(page);
     }
 
     /// Says that an invariant did not hold: whatever else was measured, this is no success.

@@ -11,8 +11,27 @@ fn line(columns: &[String; 8]) -> String {
 }
 
 impl Report {
-    /// As a table.
+    /// As a table, or as the page that takes its place.
     pub(crate) fn table(&self) -> String {
+        let mut text = self.page.clone().unwrap_or_else(|| self.results());
+        for remark in &self.remarks {
+            let _ = writeln!(text, "{remark}");
+        }
+        let _ = writeln!(
+            text,
+            "{} runs, {:.1} s, {}",
+            self.runs, self.seconds, self.revision
+        );
+        for failure in &self.failures {
+            let _ = writeln!(text, "FAILED: {failure}");
+        }
+        if !self.complete {
+            text += "not complete\n";
+        }
+        text
+    }
+
+    fn results(&self) -> String {
         let mut text =
             line(&["", "", "n", "p50", "p99", "p99.9", "max", "ratio"].map(str::to_owned));
         for m in &self.results {
@@ -30,20 +49,6 @@ impl Report {
             if let Some(note) = &m.note {
                 let _ = writeln!(text, "    {note}");
             }
-        }
-        for remark in &self.remarks {
-            let _ = writeln!(text, "{remark}");
-        }
-        let _ = writeln!(
-            text,
-            "{} runs, {:.1} s, {}",
-            self.runs, self.seconds, self.revision
-        );
-        for failure in &self.failures {
-            let _ = writeln!(text, "FAILED: {failure}");
-        }
-        if !self.complete {
-            text += "not complete\n";
         }
         text
     }
