@@ -60,31 +60,31 @@ impl Blow {
 /// Replies that make a session one that runs.
 const SETTLED: u64 = 5;
 
-/// Each blow, on idle hosts and on starved ones.
+/// Each blow, on hosts with so many busy threads a CPU.
 pub(super) fn measure(
     options: &Options,
     ftprobe: &Path,
+    hogs: usize,
     report: &mut Report,
 ) -> Result<(), Failure> {
+    let suffix = if hogs == 0 { "" } else { "_hogs" };
     let world = World::new(ftprobe)?;
     let _probes = world.probes(Responder::Tcx)?;
+    let _hogs = Hogs::start(hogs, &[0, 1])?;
     let mut session = 0;
-    for (hogs, suffix) in [(0, ""), (options.hogs, "_hogs")] {
-        let _hogs = Hogs::start(hogs, &[0, 1])?;
-        for blow in Blow::ALL {
-            let name = format!("{}{suffix}", blow.name());
-            eprintln!("{name}: {} times", options.detections);
-            let mut times = Histogram::new(3)?;
-            for _ in 0..options.detections {
-                session += 1;
-                let took = world.a.run(|| {
-                    heartbeat::priority::raise();
-                    detect(&world, session, blow).map_err(|error| error.to_string())
-                })?;
-                times.record(took)?;
-            }
-            report.push(Measure::milliseconds(name, &times));
+    for blow in Blow::ALL {
+        let name = format!("{}{suffix}", blow.name());
+        eprintln!("{name}: {} times", options.detections);
+        let mut times = Histogram::new(3)?;
+        for _ in 0..options.detections {
+            session += 1;
+            let took = world.a.run(|| {
+                heartbeat::priority::raise();
+                detect(&world, session, blow).map_err(|error| error.to_string())
+            })?;
+            times.record(took)?;
         }
+        report.push(Measure::milliseconds(name, &times));
     }
     Ok(())
 }

@@ -3,10 +3,13 @@
 //!
 //! Two network namespaces of this machine and a veth; host A's processes on CPU 0, host B's on CPU 1.
 
+mod channel;
+mod cost;
 mod detect;
 mod hogs;
 mod rtt;
 mod scheduling;
+mod soak;
 mod stalls;
 mod watch;
 mod world;
@@ -17,6 +20,7 @@ use std::time::Duration;
 
 use crate::Failure;
 use crate::report::Report;
+use crate::stage::StageOptions;
 
 /// What to measure, and how much of it.
 #[derive(Debug, clap::Args)]
@@ -39,12 +43,17 @@ pub(crate) struct Options {
     /// Seconds for which stalls of the machine are looked for.
     #[arg(long, default_value_t = 10)]
     stall_seconds: u64,
+    /// Minutes for which a protected VM is watched on starved hosts, with heartbeats of each kind.
+    #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
+    soak: f64,
     /// Measure these parts only; may be given again.
     #[arg(long, value_enum)]
     only: Vec<Part>,
     /// The `ftprobe` to measure; the one beside this program if not given.
     #[arg(long)]
     ftprobe: Option<PathBuf>,
+    #[command(flatten)]
+    stage: StageOptions,
 }
 
 /// Where a member finds its session.
@@ -65,10 +74,16 @@ enum Part {
     Stalls,
     /// Round trips of heartbeats.
     Rtt,
-    /// Times of detection by cause.
+    /// Times of detection by cause, on idle hosts.
     Detect,
+    /// The same on starved hosts.
+    DetectHogs,
+    /// What the probes cost the channel, and whether the stages add up.
+    Cost,
     /// Healthy, starved pairs that are watched.
     Watch,
+    /// A protected VM on starved hosts.
+    Soak,
 }
 
 /// Measures all of it, or the parts that were asked for.
@@ -82,10 +97,19 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
         rtt::measure(options, &ftprobe, report)?;
     }
     if wanted(Part::Detect) {
-        detect::measure(options, &ftprobe, report)?;
+        detect::measure(options, &ftprobe, 0, report)?;
+    }
+    if wanted(Part::DetectHogs) {
+        detect::measure(options, &ftprobe, options.hogs, report)?;
+    }
+    if wanted(Part::Cost) {
+        cost::measure(&ftprobe, report)?;
     }
     if wanted(Part::Watch) {
         detect::false_failovers(options, &ftprobe, report)?;
+    }
+    if wanted(Part::Soak) {
+        soak::measure(options, report)?;
     }
     Ok(())
 }

@@ -46,6 +46,23 @@ pub(crate) struct Status {
     /// What the log carries, in Mbit/s.
     #[serde(default)]
     pub(crate) log_mbit_s: f64,
+    /// How this host answers heartbeats.
+    #[serde(default)]
+    heartbeats: Option<Heartbeats>,
+}
+
+/// How a host answers heartbeats.
+#[derive(Debug, Clone, Deserialize)]
+struct Heartbeats {
+    answered_by: String,
+}
+
+impl Status {
+    /// Who answers this host's heartbeats, as it says it.
+    pub(crate) fn answered_by(&self) -> String {
+        let said = self.heartbeats.as_ref().map(|h| h.answered_by.clone());
+        said.unwrap_or_else(|| "unknown".to_owned())
+    }
 }
 
 /// How far a backup is behind its primary.

@@ -303,6 +303,12 @@ fn status(socket: &std::path::Path, json: bool) -> Result<(), AnyError> {
     for flow in &status.flows {
         println!("{}", flow_line(flow));
     }
+    for exits in &status.exits {
+        println!(
+            "exits of process {}: {} {}",
+            exits.process, exits.reason, exits.count
+        );
+    }
     if status.traffic_watched && status.flows.is_empty() {
         println!("no connection of the logging channel seen");
     }

@@ -4,11 +4,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ebpf_events::exits::{ExitKey, PortKey};
 use ebpf_events::traffic::{Flow, FlowKey};
-use heartbeat::protocol::{FlowStatus, Status};
+use heartbeat::protocol::{ExitStatus, FlowStatus, Status};
 
 use crate::exits::Exits;
 use crate::table::Table;
 use crate::traffic::Traffic;
+
+/// Reasons of exits in a status: it must fit into a message.
+const MAX_EXITS_TOLD: usize = 32;
 
 /// Shared between the thread that serves clients and the one that serves metrics.
 pub struct State {
@@ -59,7 +62,19 @@ impl State {
             .iter()
             .map(|(key, flow)| flow_status(key, flow))
             .collect();
+        let mut exits = self.exits();
+        exits.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        exits.truncate(MAX_EXITS_TOLD);
+        status.exits = exits.iter().map(exit_status).collect();
         status
+    }
+}
+
+fn exit_status((key, count): &(ExitKey, u64)) -> ExitStatus {
+    ExitStatus {
+        process: key.process,
+        reason: key.reason_name().into_owned(),
+        count: *count,
     }
 }
 

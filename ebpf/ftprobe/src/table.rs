@@ -178,6 +178,7 @@ impl Table {
                 .collect(),
             traffic_watched: false,
             flows: Vec::new(),
+            exits: Vec::new(),
         }
     }
 

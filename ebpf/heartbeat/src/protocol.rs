@@ -169,6 +169,20 @@ pub struct Status {
     /// The logging channel's connections.
     #[serde(default)]
     pub flows: Vec<FlowStatus>,
+    /// Exits of virtual machines to their VMM; the most frequent, where there are many.
+    #[serde(default)]
+    pub exits: Vec<ExitStatus>,
+}
+
+/// Exits of one VMM's machine for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// The VMM's process.
+    pub process: u32,
+    /// After linux/kvm.h.
+    pub reason: String,
+    /// So far.
+    pub count: u64,
 }
 
 /// One connection of the logging channel, as the kernel sees it on its interface.
