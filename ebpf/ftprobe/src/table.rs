@@ -250,16 +250,17 @@ impl Table {
         Ok(self.sessions.len() - 1)
     }
 
-    /// A free slot, or that of the oldest session in which nobody lives.
+    /// A free slot, or that of the oldest session in which nobody lives, or else no VMM: a channel daemon
+    /// that goes from session to session never says that it leaves one.
     fn free_slot(&mut self) -> Result<u32, Refusal> {
         if self.sessions.len() == MAX_SESSIONS {
-            let dead = self
-                .sessions
-                .iter()
-                .position(|s| s.living().next().is_none());
-            let at = dead.ok_or_else(|| Refusal {
+            let sessions = &self.sessions;
+            let dead = sessions.iter().position(|s| s.living().next().is_none());
+            let no_vmm = |s: &Session| !s.living().any(|(role, _)| role == Role::Vmm);
+            let at = dead.or_else(|| sessions.iter().position(no_vmm));
+            let at = at.ok_or_else(|| Refusal {
                 code: RefusalCode::Full,
-                message: format!("all {MAX_SESSIONS} places are taken by living processes"),
+                message: format!("all {MAX_SESSIONS} places are taken by living VMMs"),
             })?;
             tracing::info!(
                 session = self.sessions[at].id,

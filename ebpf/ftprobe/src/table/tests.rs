@@ -118,28 +118,31 @@ fn a_process_that_exits_before_it_has_joined_is_dead_at_once() {
 }
 
 #[test]
-fn the_oldest_session_without_a_living_process_gives_way() {
+fn the_oldest_session_without_a_living_process_gives_way_then_the_oldest_without_a_vmm() {
     let mut table = table();
     let living = Joiner::start();
     let mut dying = Joiner::start();
     for session in 0..MAX_SESSIONS as u64 {
-        let joiner = if session == 3 || session == 5 {
-            &dying
-        } else {
-            &living
+        let (joiner, role) = match session {
+            3 | 5 => (&dying, Role::Vmm),
+            1 => (&living, Role::Daemon),
+            _ => (&living, Role::Vmm),
         };
-        joiner.join(&mut table, session, Role::Daemon).unwrap();
+        joiner.join(&mut table, session, role).unwrap();
+    }
+    let open = |table: &Table| -> Vec<u64> {
+        let sessions = table.status().sessions;
+        sessions.iter().map(|s| s.session).collect()
+    };
+    dying.kill();
+    for (new, gone) in [(100, 3), (101, 5), (102, 1)] {
+        assert!(open(&table).contains(&gone));
+        assert_eq!(living.join(&mut table, new, Role::Vmm), Ok(2));
+        assert!(!open(&table).contains(&gone), "{:?}", open(&table));
     }
     assert_eq!(
-        living.join(&mut table, 100, Role::Daemon),
+        living.join(&mut table, 103, Role::Vmm),
         Err(RefusalCode::Full)
-    );
-    dying.kill();
-    assert_eq!(living.join(&mut table, 100, Role::Daemon), Ok(1));
-    let open: Vec<u64> = table.status().sessions.iter().map(|s| s.session).collect();
-    assert!(
-        !open.contains(&3) && open.contains(&5) && open.contains(&100),
-        "{open:?}"
     );
 }
 
