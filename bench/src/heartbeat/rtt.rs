@@ -4,6 +4,9 @@
 //! The time of a request is read just before it is handed to the kernel, by a thread with real-time
 //! priority, as the prober of a VMM has it; requests go out on a fixed grid whether or not the last one
 //! has been answered, so that a long wait is counted in all the requests that it delays.
+//!
+//! On a veth the sender's CPU receives for the other host too. In the cases `apart` each host's packets are
+//! received on its own CPU (receive packet steering), so that the responder's CPU must be interrupted.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -39,7 +42,11 @@ enum Load {
     Awake,
     /// So many busy threads on each.
     Hogs(usize),
-    /// The same, with the kernel's threads for deferred network work raised above them.
+    /// The same, and each host's packets are received on its own CPU, as between machines.
+    HogsApart(usize),
+    /// Nothing, and each host's packets are received on its own CPU.
+    IdleApart,
+    /// Busy threads, with the kernel's threads for deferred network work raised above them.
     HogsSoftirqsRaised(usize),
 }
 
@@ -95,6 +102,8 @@ pub(super) fn measure(
             Responder::Native,
             Load::HogsSoftirqsRaised(hogs),
         ),
+        case("rtt_hogs_apart", Responder::Tcx, Load::HogsApart(hogs)),
+        case("rtt_idle_apart", Responder::Tcx, Load::IdleApart),
         case("rtt_idle", Responder::Tcx, Load::Idle),
         case("rtt_idle_xdp", Responder::Native, Load::Idle),
         case("rtt_awake", Responder::Tcx, Load::Awake),
@@ -114,8 +123,10 @@ pub(super) fn measure(
         }
         if case.name == BASELINE {
             baseline = Some(measure.clone());
-        } else if let (Some(baseline), Load::Hogs(_) | Load::HogsSoftirqsRaised(_)) =
-            (&baseline, case.load)
+        } else if let (
+            Some(baseline),
+            Load::Hogs(_) | Load::HogsApart(_) | Load::HogsSoftirqsRaised(_),
+        ) = (&baseline, case.load)
         {
             measure = measure.against(BASELINE, baseline);
         }
@@ -167,6 +178,9 @@ impl Case {
 
 fn round_trips(case: &Case, probes: u64, ftprobe: &Path) -> Result<Outcome, Failure> {
     let world = World::new(ftprobe)?;
+    if matches!(case.load, Load::HogsApart(_) | Load::IdleApart) {
+        world.receive_apart()?;
+    }
     let _probes = world.probes(case.responder)?;
     let _vmm = world.vmm_on_b(SESSION)?;
     let peer = SocketAddr::new(world.link.b.v4.into(), DEFAULT_PORT);
@@ -176,9 +190,11 @@ fn round_trips(case: &Case, probes: u64, ftprobe: &Path) -> Result<Outcome, Fail
     socket.socket().set_nonblocking(true)?;
     socket.socket().connect(peer)?;
     let _hogs = match case.load {
-        Load::Idle => None,
+        Load::Idle | Load::IdleApart => None,
         Load::Awake => Some(Hogs::awake(&[0, 1])?),
-        Load::Hogs(hogs) | Load::HogsSoftirqsRaised(hogs) => Some(Hogs::start(hogs, &[0, 1])?),
+        Load::Hogs(hogs) | Load::HogsApart(hogs) | Load::HogsSoftirqsRaised(hogs) => {
+            Some(Hogs::start(hogs, &[0, 1])?)
+        }
     };
     let _raised = match case.load {
         Load::HogsSoftirqsRaised(_) => Some(RaisedSoftirqs::raise()?),

@@ -72,6 +72,17 @@ impl World {
         self.directory.path().join(name)
     }
 
+    /// Has each host receive on its own CPU: a veth leaves it to the sender's.
+    pub(super) fn receive_apart(&self) -> Result<(), Failure> {
+        for (host, end, cpus) in [(&self.a, &self.link.a, "1"), (&self.b, &self.link.b, "2")] {
+            // The host's interfaces are seen in a sysfs that is mounted there, for this command only.
+            let path = format!("/sys/class/net/{}/queues/rx-0/rps_cpus", end.interface);
+            let script = format!("mount -t sysfs none /sys && echo {cpus} > {path}");
+            host.command("unshare", &["--mount", "sh", "-c", &script])?;
+        }
+        Ok(())
+    }
+
     /// Starts `ftprobe` on both hosts; B's answers as asked.
     pub(super) fn probes(&self, responder: Responder) -> Result<[Process; 2], Failure> {
         // A veth takes what XDP sends only if it has an XDP program too.
