@@ -12,6 +12,10 @@ use crate::rng::Rng;
 
 /// Most hosts of a world.
 pub const MAX_HOSTS: usize = 4;
+/// In a fault: whoever is primary when it comes.
+pub const PRIMARY: usize = 8;
+/// In a fault: the host that the primary's session is with.
+pub const BACKUP: usize = 9;
 /// One millisecond, in ns.
 pub const MS: u64 = 1_000_000;
 /// One microsecond, in ns.
@@ -32,6 +36,7 @@ pub struct Options {
     pub beat_twice: u32,
     pub message_loss: u32,
     pub batch_us: u64,
+    pub frame_appends: usize,
     pub exit_us: (u64, u64),
     pub kick: u32,
     pub big_delta: u32,
@@ -101,6 +106,41 @@ pub enum FaultKind {
     Operator(Wish),
     /// A replica diverges.
     Corrupt { host: usize, bit: u64 },
+}
+
+impl FaultKind {
+    /// The same with other hosts.
+    #[must_use]
+    pub fn with_hosts(mut self, who: impl Fn(usize) -> usize) -> Self {
+        match &mut self {
+            Self::CrashHost { host, .. }
+            | Self::CrashVmm { host, .. }
+            | Self::CrashDaemon { host }
+            | Self::PauseVmm { host, .. }
+            | Self::PauseDaemon { host, .. }
+            | Self::PauseBoth { host, .. }
+            | Self::Starve { host, .. }
+            | Self::Isolate { host, .. }
+            | Self::CutStorage { host, .. }
+            | Self::WorldGone { host, .. }
+            | Self::BootHere { host }
+            | Self::Corrupt { host, .. } => *host = who(*host),
+            Self::Cut {
+                from: one,
+                to: other,
+                ..
+            }
+            | Self::Reset { a: one, b: other }
+            | Self::ColdRestart {
+                host: one, other, ..
+            } => {
+                *one = who(*one);
+                *other = who(*other);
+            }
+            Self::StorageDown { .. } | Self::Operator(_) => {}
+        }
+        self
+    }
 }
 
 /// What an operator wants.
@@ -191,13 +231,14 @@ impl Options {
             beat_twice: some(rng, 1_000, 200_000) as u32,
             message_loss: some(rng, 1_000, 200_000) as u32,
             batch_us: rng.skewed(20, 3_000),
+            frame_appends: rng.pick(&[1, 2, 5, 48, 48]),
             exit_us: (exit_low, exit_low * rng.range(1, 4)),
             kick: some(rng, 10_000, 500_000) as u32,
             big_delta: if often(rng) { 500_000 } else { 0 },
             replay_percent: rng.range(10, 90),
             stall: some(rng, 1_000, 100_000) as u32,
             stall_us: rng.skewed(100, 300_000),
-            io_us: rng.skewed(100, 5_000),
+            io_us: rng.skewed(100, 20_000),
             late_write: some(rng, 5_000, 300_000) as u32,
             late_us: rng.skewed(5_000, 1_500_000),
             dir_us: rng.skewed(50, 5_000),
@@ -298,13 +339,16 @@ fn draw_faults(rng: &mut Rng, options: &Options) -> Vec<Fault> {
 
 fn draw_kind(rng: &mut Rng, kind: usize, options: &Options) -> FaultKind {
     let hosts = options.hosts as u64;
-    // The first two hosts are most likely the pair.
-    let host = if rng.chance(700_000) {
-        rng.below(2)
-    } else {
-        rng.below(hosts)
-    } as usize;
-    let other = ((host as u64 + rng.range(1, hosts - 1)) % hosts) as usize;
+    let host = match rng.below(10) {
+        0..4 => PRIMARY,
+        4..7 => BACKUP,
+        _ => rng.below(hosts) as usize,
+    };
+    let other = match host {
+        PRIMARY => BACKUP,
+        BACKUP => PRIMARY,
+        _ => ((host as u64 + rng.range(1, hosts - 1)) % hosts) as usize,
+    };
     let ms = rng.skewed(20, 1_200);
     let down_ms = rng.skewed(5, 600);
     match kind {

@@ -19,6 +19,8 @@ pub(crate) struct Session {
     /// What a replica could see while it lived and the session was open.
     committed: u64,
     replayed: u64,
+    /// From where on outputs are held, once they are.
+    holds: Option<u64>,
     close: bool,
 }
 
@@ -31,6 +33,7 @@ impl Checker {
             acked: 0,
             committed: 0,
             replayed: 0,
+            holds: None,
             close: false,
         };
         self.sessions.insert(session, fresh);
@@ -66,6 +69,28 @@ impl Checker {
     pub(crate) fn replayed(&mut self, session: SessionId, upto: u64) {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.replayed = session.replayed.max(upto);
+        }
+    }
+
+    /// Outputs of the session are held from `at` on.
+    pub(crate) fn holds(&mut self, session: SessionId, at: u64) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.holds.get_or_insert(at);
+        }
+    }
+
+    /// A record names the standby of a session: outputs are held, and it has all that went out before
+    /// (R15).
+    pub(crate) fn named(&mut self, now: u64, session: SessionId) {
+        let Some(known) = self.sessions.get(&session) else {
+            return;
+        };
+        let (holds, replayed) = (known.holds, known.replayed);
+        if holds.is_none_or(|at| replayed < at) {
+            let what = format_args!(
+                "outputs are held from {holds:?} on, the standby that is named has replayed {replayed}"
+            );
+            self.violated("named too early", now, what);
         }
     }
 

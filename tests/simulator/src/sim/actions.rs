@@ -156,6 +156,7 @@ impl Sim {
                 .map(|log| log.next);
             if let Some(next) = next {
                 let at = Seq(next);
+                self.check.holds(session, next);
                 self.tell(host, Event::GateHolds { session, at });
                 self.milestone(host, "gate holds");
             }

@@ -150,6 +150,10 @@ impl Sim {
                     self.log(host, format_args!("storage: {to} is linked"));
                     if let Some(epoch) = record_epoch(to) {
                         let record = self.store.truth(to);
+                        let tenure = record.as_ref().map(|record| record.tenure);
+                        if let Some(ft::Tenure::Pair { session, .. }) = tenure {
+                            self.check.named(self.now, session);
+                        }
                         let wrong = self.check.recorded(epoch, record);
                         if let Some(why) = wrong {
                             self.violated("record", format_args!("{why}"));

@@ -306,8 +306,7 @@ impl Sim {
             return;
         };
         let Some(end) = follow.drain else { return };
-        let early =
-            canary::on(Canary::DivergedCompetes) || canary::on(Canary::ConfirmBeforeComplete);
+        let early = canary::on(Canary::DivergedCompetes);
         if follow.drained || (follow.replayed < end && !early) {
             return;
         }

@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 
-use format::{AckRecord, Epoch, Frame, FrameFlags, FrameHeader, Seq, SessionId, encode_frame};
+use format::{
+    AckRecord, Entry, Epoch, Event, Frame, FrameFlags, FrameHeader, Seq, SessionId, encode_frame,
+};
 use ft::canary::{self, Canary};
 
 use crate::plan::{MS, US};
@@ -14,10 +16,14 @@ use crate::plan::{MS, US};
 use super::net::Flow;
 use super::{Ev, Sim};
 
-/// Appends in a frame at the most, here.
-const MAX_FRAME: usize = 48;
 /// Frames that wait for the replica at the most; more wait in the connection.
 const MAX_DELIVERED: usize = 64;
+
+/// Whether an append is a part of a delta, and not the first.
+fn continues_a_delta(append: &[u8]) -> bool {
+    let entry = Entry::decode(&mut &*append);
+    entry.is_ok_and(|entry| matches!(entry.event, Event::Part(part, _) if part.offset > 0))
+}
 
 /// Which side of the log a host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,10 +205,11 @@ impl Sim {
             daemon.flushing = true;
             return self.after(5 * MS, Ev::Flush(host, inc));
         }
+        let most = self.plan.options.frame_appends;
         let skip = (daemon.next_send - shm.base) as usize;
         let mut body = Vec::new();
         let mut count = 0;
-        for append in shm.appends.iter().skip(skip).take(MAX_FRAME) {
+        for append in shm.appends.iter().skip(skip).take(most) {
             body.extend_from_slice(append);
             count += 1;
         }
@@ -228,6 +235,8 @@ impl Sim {
         };
         let mut bytes = Vec::with_capacity(body.len() + 72);
         encode_frame(header, &body, &mut bytes);
+        let next = shm.appends.get(skip + count as usize);
+        let within = next.is_some_and(|append| continues_a_delta(append));
         let more = skip + (count as usize) < shm.appends.len() || daemon.mourns;
         daemon.flushing = more && !end;
         if daemon.flushing {
@@ -236,6 +245,9 @@ impl Sim {
         let at = self.arrival(Flow::Log, host, conn.peer);
         let (to, conn) = (conn.peer, conn.id);
         self.at(at, Ev::Frame { to, conn, bytes });
+        if within {
+            self.milestone(host, "within a delta");
+        }
     }
 
     /// A frame arrives.

@@ -3,11 +3,11 @@
 use format::ControlOp;
 use ft::{Command, Event};
 
-use crate::plan::{FaultKind, MS, Wish};
+use crate::plan::{FaultKind, MS, PRIMARY, Wish};
 use crate::rng::Rng;
 
 use super::Sim;
-use super::host::StartAs;
+use super::host::{StartAs, host_index};
 
 /// A fault for a moment that matters: mostly to the host that is in it.
 pub(super) fn at_milestone(rng: &mut Rng, host: usize, hosts: usize) -> FaultKind {
@@ -34,6 +34,7 @@ impl Sim {
         if self.healed {
             return;
         }
+        let kind = kind.with_hosts(|host| self.who(host));
         self.trace
             .line(self.now, None, "fault", format_args!("{kind:?}"));
         let now = self.now;
@@ -101,6 +102,22 @@ impl Sim {
                 }
             }
         }
+    }
+
+    /// The host that a fault means.
+    fn who(&self, host: usize) -> usize {
+        if host < self.hosts.len() {
+            return host;
+        }
+        let primary = (0..self.hosts.len())
+            .find(|host| self.acts(*host))
+            .unwrap_or(0);
+        if host == PRIMARY {
+            return primary;
+        }
+        let vmm = self.hosts[primary].vmm.as_ref();
+        let peer = vmm.and_then(|vmm| vmm.replica.status().peer);
+        peer.map_or((primary + 1) % self.hosts.len(), host_index)
     }
 
     /// Who looks after the VMM starts it again: as a standby, or to start the VM.

@@ -24,7 +24,7 @@ pub enum Canary {
     LinkBeforeSync,
     /// Protection is committed before the gate holds.
     EligibleBeforeHold,
-    /// A standby confirms before its state is complete.
+    /// A standby confirms before it has what it is asked to confirm.
     ConfirmBeforeComplete,
     /// Late writes of the old primary are not quarantined.
     QuarantineSkipped,

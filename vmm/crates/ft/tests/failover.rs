@@ -414,3 +414,21 @@ fn a_standby_that_differs_is_refused_by_name_and_the_next_one_is_taken() {
     let named = |n: &Notice| matches!(n, Notice::StandbyDiffers { differences, .. } if differences[0].name == "memory");
     assert!(stage.node("castor").notices.iter().any(named));
 }
+
+#[test]
+fn an_answer_older_than_what_is_known_does_not_end_a_standing() {
+    let mut stage = Stage::new();
+    stage.boot(Stage::config("castor"));
+    stage.standby(Stage::config("pollux"));
+    stage.run_until(1000, |stage| stage.status("castor") == "confirming");
+    stage.run_until(1000, |stage| stage.named_backup().is_some());
+    stage.kill("castor");
+    // The storage client of pollux shows a directory as it was before there was any record.
+    stage.records_unseen = true;
+    stage.run_until(2000, |stage| stage.status("pollux") == "arbitrating");
+    stage.run(7000);
+    assert_eq!(stage.status("pollux"), "arbitrating");
+    assert!(stage.acting().is_empty());
+    stage.records_unseen = false;
+    stage.run_until(3000, |stage| stage.acting() == ["pollux"]);
+}

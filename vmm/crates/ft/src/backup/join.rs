@@ -201,9 +201,9 @@ impl Following {
     /// Complete state, and all log below what was asked for: from here on the primary may name it.
     fn try_confirm(&mut self) {
         let complete = match (self.confirm, self.replayed) {
+            (Some(_), _) if canary::on(Canary::ConfirmBeforeComplete) => true,
             (Some(upto), Some(replayed)) => replayed >= upto,
-            (Some(_), None) => canary::on(Canary::ConfirmBeforeComplete),
-            (None, _) => false,
+            (Some(_), None) | (None, _) => false,
         };
         if complete && !self.confirmed {
             self.confirmed = true;

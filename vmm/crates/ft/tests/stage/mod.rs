@@ -53,6 +53,8 @@ pub struct Stage {
     pub cut: BTreeSet<(HostId, HostId)>,
     /// Names of actions that no driver answers, by host.
     pub withheld: BTreeSet<(HostId, &'static str)>,
+    /// The directory is seen as it was before there were records.
+    pub records_unseen: bool,
     /// Acknowledgements do not arrive.
     pub acks_stopped: bool,
     made: u128,
@@ -67,6 +69,7 @@ impl Stage {
             arbiter_cut: BTreeSet::new(),
             cut: BTreeSet::new(),
             withheld: BTreeSet::new(),
+            records_unseen: false,
             acks_stopped: false,
             made: 0,
         }
@@ -446,6 +449,7 @@ impl Stage {
 
     fn file(&mut self, op: FileOp) -> FileResult {
         match op {
+            FileOp::List if self.records_unseen => FileResult::Names(vec![MARKER.to_owned()]),
             FileOp::List => FileResult::Names(self.files.keys().cloned().collect()),
             FileOp::Read(name) => match self.files.get(&name) {
                 Some(bytes) => FileResult::Content(bytes.clone()),
