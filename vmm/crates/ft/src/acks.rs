@@ -46,6 +46,7 @@ pub struct AckTracker {
     record: AckRecord,
     unreplayed: VecDeque<Mark>,
     stalled_since: Option<Time>,
+    replay_stalled_since: Option<Time>,
 }
 
 impl AckTracker {
@@ -57,6 +58,7 @@ impl AckTracker {
             record: AckRecord::default(),
             unreplayed: VecDeque::new(),
             stalled_since: None,
+            replay_stalled_since: None,
         }
     }
 
@@ -70,6 +72,7 @@ impl AckTracker {
             return;
         }
         self.stalled_since.get_or_insert(mark.at);
+        self.replay_stalled_since.get_or_insert(mark.at);
         self.last = mark;
         if self.unreplayed.len() == MAX_MARKS {
             // Keeping the older mark of each pair states the lag too high, never too low.
@@ -90,7 +93,10 @@ impl AckTracker {
         if !sane || !news {
             return false;
         }
-        self.record.replayed = self.record.replayed.max(record.replayed);
+        if record.replayed > self.record.replayed {
+            self.record.replayed = record.replayed;
+            self.replay_stalled_since = (self.record.replayed < self.last.next).then_some(now);
+        }
         if record.received > self.record.received {
             self.record.received = record.received;
             self.stalled_since = (self.record.received < self.last.next).then_some(now);
@@ -121,6 +127,13 @@ impl AckTracker {
     #[must_use]
     pub fn stalled_since(&self) -> Option<Time> {
         self.stalled_since
+    }
+
+    /// Since when replay has been behind without any progress. Pacing holds a guest whose backup does not
+    /// replay: then nothing is appended, no acknowledgement is owed, and only this tells.
+    #[must_use]
+    pub fn replay_stalled_since(&self) -> Option<Time> {
+        self.replay_stalled_since
     }
 
     /// How far replay is behind, at the last [`AckTracker::appended`].
@@ -169,6 +182,18 @@ mod tests {
         assert_eq!(acks.stalled_since(), Some(Time(5000)));
         assert!(acks.acked(Time(6000), record(3, 0)));
         assert_eq!(acks.stalled_since(), None);
+    }
+
+    #[test]
+    fn replay_that_is_behind_and_does_not_move_shows_although_all_is_received() {
+        let mut acks = AckTracker::new(mark(0));
+        acks.appended(mark(3));
+        assert!(acks.acked(Time(5000), record(3, 0)));
+        assert_eq!(acks.replay_stalled_since(), Some(Time(3000)));
+        assert!(acks.acked(Time(6000), record(3, 2)));
+        assert_eq!(acks.replay_stalled_since(), Some(Time(6000)));
+        assert!(acks.acked(Time(7000), record(3, 3)));
+        assert_eq!(acks.replay_stalled_since(), None);
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //!   that span are times of replies as the kernel received them: a prober that reads late measures
 //!   right.
 //! - the peer's kernel or its daemon says that the **VMM is dead**.
-//! - an **acknowledgement** that is owed makes no progress for `ack_overdue`.
+//! - an **acknowledgement** that is owed makes no progress for `ack_overdue`; the same of replay that is behind,
+//!   for twice as long.
 //!
 //! It reads no clock and sends nothing: [`FailureDetector::due_probe`] says when a probe is to be
 //! sent.

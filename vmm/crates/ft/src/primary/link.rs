@@ -167,10 +167,17 @@ impl Link {
             // While it loads, its log may wait; it must move all the same.
             Stage::Transferring => (None, stalled),
             Stage::Holding | Stage::Confirming { .. } | Stage::Confirmed => (owed, stalled),
-            Stage::Committing | Stage::Backup => (owed, false),
+            Stage::Committing | Stage::Backup => (earliest([owed, self.replay_owed(ctx)]), false),
         };
         let verdict = self.detector.as_ref()?.verdict(ctx.now, owed);
         verdict.or(stalled.then_some(Cause::GaveUp))
+    }
+
+    /// Replay that is behind and does not move counts as an owed acknowledgement, and has twice as long:
+    /// the replica may have much to run for one entry.
+    fn replay_owed(&self, ctx: &Context<'_>) -> Option<Time> {
+        let since = self.acks.as_ref()?.replay_stalled_since()?;
+        Some(since.after(ctx.core.config.detector.ack_overdue))
     }
 
     /// Lets the detector send its probe.
