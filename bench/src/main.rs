@@ -10,6 +10,7 @@ mod machine;
 mod monotonic;
 mod report;
 mod stage;
+mod storage;
 mod wire;
 
 use std::process::ExitCode;

@@ -28,10 +28,16 @@ pub(crate) enum Cause {
     ChannelStopped,
     /// The same of the backup's channel daemon.
     BackupChannelStopped,
+    /// SIGKILL of the primary's VMM while the storage holds writes of it, which land seconds later.
+    VmmKilledWriting,
+    /// SIGSTOP of the primary's VMM while the storage holds writes of it, and SIGCONT.
+    VmmStoppedWriting,
+    /// No host reaches the storage, for longer than any time-out.
+    StorageUnreachable,
 }
 
 /// All of them.
-pub(crate) const CAUSES: [Cause; 11] = [
+pub(crate) const CAUSES: [Cause; 14] = [
     Cause::VmmKilled,
     Cause::ChannelKilled,
     Cause::VmmAndChannelKilled,
@@ -43,6 +49,9 @@ pub(crate) const CAUSES: [Cause; 11] = [
     Cause::VmmStopped,
     Cause::ChannelStopped,
     Cause::BackupChannelStopped,
+    Cause::VmmKilledWriting,
+    Cause::VmmStoppedWriting,
+    Cause::StorageUnreachable,
 ];
 
 impl Cause {
@@ -60,6 +69,9 @@ impl Cause {
             Self::VmmStopped => "vmm_stopped",
             Self::ChannelStopped => "channel_stopped",
             Self::BackupChannelStopped => "backup_channel_stopped",
+            Self::VmmKilledWriting => "vmm_killed_writing",
+            Self::VmmStoppedWriting => "vmm_stopped_writing",
+            Self::StorageUnreachable => "storage_unreachable",
         }
     }
 
@@ -70,11 +82,21 @@ impl Cause {
             | Self::VmmAndChannelKilled
             | Self::VmmAndBackupChannelKilled
             | Self::VmmStopped
+            | Self::VmmKilledWriting
+            | Self::VmmStoppedWriting
             | Self::HostLost => Effect::Moves,
             Self::BackupKilled | Self::StandbyKilledInTransfer => Effect::Stays,
             Self::LinkCut | Self::ChannelStopped | Self::BackupChannelStopped => Effect::Either,
-            Self::ChannelKilled => Effect::Mends,
+            Self::ChannelKilled | Self::StorageUnreachable => Effect::Mends,
         }
+    }
+
+    /// Whether it is a failure of the storage, or needs its help.
+    pub(crate) const fn needs_storage(self) -> bool {
+        matches!(
+            self,
+            Self::VmmKilledWriting | Self::VmmStoppedWriting | Self::StorageUnreachable
+        )
     }
 }
 
@@ -116,7 +138,7 @@ mod tests {
         assert_eq!(order.len(), 100);
         for cause in CAUSES {
             let times = order.iter().filter(|c| **c == cause).count();
-            assert!((9..=10).contains(&times), "{cause:?} {times} times");
+            assert!((7..=8).contains(&times), "{cause:?} {times} times");
         }
         assert_eq!(order, order_of(1));
         assert_ne!(order, order_of(2));

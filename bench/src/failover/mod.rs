@@ -22,6 +22,7 @@ use crate::Failure;
 use crate::kv_check;
 use crate::report::{Measure, Report};
 use crate::stage::{Client, GUEST_REDIS, Interrupt, SITES, Stage, StageOptions, Start};
+use crate::storage;
 use crate::wire::Watch;
 
 pub(crate) use merge::{Options as MergeOptions, run as merge};
@@ -51,6 +52,9 @@ pub(crate) struct Options {
     /// Only these causes.
     #[arg(long, value_enum, value_delimiter = ',')]
     causes: Vec<Cause>,
+    /// Give the hosts the storage itself: what they write is not watched, and not disturbed.
+    #[arg(long)]
+    plain_storage: bool,
     /// Connections of the client.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
@@ -58,17 +62,29 @@ pub(crate) struct Options {
 
 /// Does it.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure> {
+    if !options.plain_storage {
+        // Before any thread is started.
+        storage::own_mounts()?;
+    }
     let interrupt = Interrupt::install()?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
     eprintln!("failover: {} runs with seed {seed}", options.runs);
     report.detail("seed", seed.into());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let causes = match options.causes.as_slice() {
-        [] => &CAUSES[..],
-        some => some,
+        [] => CAUSES.to_vec(),
+        some => some.to_vec(),
     };
-    let order = cause::order(causes, options.runs, &mut rng);
+    let watched = |cause: &Cause| !options.plain_storage || !cause.needs_storage();
+    let causes: Vec<Cause> = causes.into_iter().filter(watched).collect();
+    if causes.is_empty() {
+        return Err("none of these causes can be had with --plain-storage".into());
+    }
+    let order = cause::order(&causes, options.runs, &mut rng);
     let mut stage = Stage::new(&options.stage, &interrupt)?;
+    if !options.plain_storage {
+        stage.watch_storage()?;
+    }
     let watch = Watch::start(&stage)?;
     let client = open(options, &mut stage)?;
     let host = stage.client().clone();
@@ -103,6 +119,9 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
     report.push(Measure::value(series::CLOCK_DRIFT, "ms", drift).noted(clock::NOTE));
     let disk = disk_agrees(&mut stage);
     watch.finish()?.report(report);
+    if let Some(storage) = stage.storage() {
+        storage.verdict().report(report);
+    }
     disk
 }
 

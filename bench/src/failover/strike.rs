@@ -10,6 +10,7 @@ use crate::Failure;
 use crate::monotonic::Moment;
 use crate::stage::takeover::Fault;
 use crate::stage::{SITES, SiteId, Stage};
+use crate::storage::Storage;
 use crate::wire::Watch;
 
 /// File name of the channel's daemon.
@@ -18,6 +19,12 @@ const CHANNEL: &str = "vhost-ftlog";
 const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
 /// After so long a daemon that was killed is gone.
 const CHANNEL_GONE: Duration = Duration::from_millis(200);
+/// How long writes are held, in ms: longer than it takes to go on elsewhere.
+const HELD_MS: std::ops::Range<u64> = 1500..4000;
+/// How long the storage is out of reach, in ms.
+const UNREACHABLE_MS: std::ops::Range<u64> = 2000..5000;
+/// How long a guest under load may take to write something.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the channel's daemon may take to be replaced.
 const CHANNEL_LIMIT: Duration = Duration::from_secs(30);
 /// Within so many ms from its beginning a transfer is disturbed: it takes about as long.
@@ -49,8 +56,12 @@ pub(super) fn strike(
     rng: &mut impl rand::Rng,
 ) -> Result<(Fault, Option<String>), Failure> {
     let Pair { primary, backup } = pair;
-    let fault = Fault::now();
     let mut detail = None;
+    if matches!(cause, Cause::VmmKilledWriting | Cause::VmmStoppedWriting) {
+        let (held, time) = hold_writes(stage, primary, rng)?;
+        detail = Some(format!("{held} writes held for {} ms", time.as_millis()));
+    }
+    let fault = Fault::now();
     match cause {
         Cause::VmmKilled => kill_vmm(stage, primary)?,
         Cause::ChannelKilled => {
@@ -77,11 +88,52 @@ pub(super) fn strike(
         }
         Cause::LinkCut => stage.site(primary).wire().cut()?,
         Cause::HostLost => stage.crash(primary)?,
+        Cause::VmmKilledWriting => {
+            kill_vmm(stage, primary)?;
+            storage(stage)?.hold_writes(primary, Duration::ZERO);
+        }
+        Cause::VmmStoppedWriting => {
+            vmm(stage, primary, Signal::STOP)?;
+            storage(stage)?.hold_writes(primary, Duration::ZERO);
+        }
+        Cause::StorageUnreachable => {
+            for id in SITES {
+                storage(stage)?.cut(id);
+            }
+            pass(
+                stage,
+                Duration::from_millis(rng.random_range(UNREACHABLE_MS)),
+            )?;
+            for id in SITES {
+                storage(stage)?.mend(id);
+            }
+        }
         Cause::VmmStopped => vmm(stage, primary, Signal::STOP)?,
         Cause::ChannelStopped => channel(stage, primary, Signal::STOP)?,
         Cause::BackupChannelStopped => channel(stage, backup, Signal::STOP)?,
     }
     Ok((fault, detail))
+}
+
+fn storage(stage: &Stage) -> Result<&Storage, Failure> {
+    Ok(stage.storage().ok_or("the storage is not watched")?)
+}
+
+/// Has the storage hold what this host writes, until some writes are on their way; how many, and how long
+/// they are held.
+fn hold_writes(
+    stage: &Stage,
+    id: SiteId,
+    rng: &mut impl rand::Rng,
+) -> Result<(usize, Duration), Failure> {
+    let time = Duration::from_millis(rng.random_range(HELD_MS));
+    let storage = storage(stage)?;
+    storage.hold_writes(id, time);
+    let patience = stage.patience();
+    patience.wait_until("a write of the guest", WRITE_LIMIT, || {
+        Ok(storage.held(id) > 0)
+    })?;
+    Ok((storage.held(id), time))
 }
 
 /// Until a daemon that was killed is replaced.
@@ -130,7 +182,7 @@ pub(super) fn undo(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<(), Fa
     match cause {
         Cause::LinkCut => Ok(stage.site(pair.primary).wire().mend()?),
         Cause::HostLost => stage.repair(pair.primary),
-        Cause::VmmStopped => vmm(stage, pair.primary, Signal::CONT),
+        Cause::VmmStopped | Cause::VmmStoppedWriting => vmm(stage, pair.primary, Signal::CONT),
         Cause::ChannelStopped => resume_channel(stage, pair.primary),
         Cause::BackupChannelStopped => resume_channel(stage, pair.backup),
         _ => Ok(()),

@@ -7,13 +7,19 @@ use tempfile::TempDir;
 
 use super::SiteId;
 use crate::Failure;
+use crate::storage::Storage;
 
+/// Name of the guest's disk on shared storage.
+const DISK: &str = "disk.img";
+/// Name of the directory with the records of epochs, there.
+const EPOCHS: &str = "epochs";
 /// Bytes of the key that all hosts share.
 const KEY_BYTES: usize = 32;
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct Files {
+    /// Dropped before what it is made of.
+    storage: Option<Storage>,
     root: TempDir,
     /// Where consoles and logs are kept when this ends.
     keep: Option<PathBuf>,
@@ -30,9 +36,22 @@ impl Files {
             fs::create_dir_all(keep)?;
         }
         Ok(Self {
+            storage: None,
             root,
             keep: keep.map(Path::to_owned),
         })
+    }
+
+    /// Has every host see the shared storage through a layer of its own from now on.
+    pub(super) fn watch_storage(&mut self) -> Result<(), Failure> {
+        let storage = Storage::new(&self.shared(), self.root.path(), DISK, EPOCHS)?;
+        self.storage = Some(storage);
+        Ok(())
+    }
+
+    /// That layer.
+    pub(super) fn storage(&self) -> Option<&Storage> {
+        self.storage.as_ref()
     }
 
     /// The directory on shared storage.
@@ -40,9 +59,22 @@ impl Files {
         self.root.path().join("shared")
     }
 
+    /// The same, as a host sees it.
+    pub(super) fn shared_of(&self, id: SiteId) -> PathBuf {
+        match &self.storage {
+            Some(storage) => storage.directory(id).to_owned(),
+            None => self.shared(),
+        }
+    }
+
+    /// The guest's disk, as a host sees it.
+    pub(super) fn disk_of(&self, id: SiteId) -> PathBuf {
+        self.shared_of(id).join(DISK)
+    }
+
     /// The guest's disk, on shared storage.
     pub(crate) fn disk(&self) -> PathBuf {
-        self.shared().join("disk.img")
+        self.shared().join(DISK)
     }
 
     /// For temporary files of the programs, which do not get to remove them when they are killed.

@@ -40,6 +40,7 @@ pub(crate) use site::{SITES, Site, SiteId};
 pub(crate) use vmm::{Programs, Vmm};
 
 use crate::Failure;
+use crate::storage::Storage;
 use files::Files;
 
 /// The client's address on the lan.
@@ -252,6 +253,17 @@ impl Stage {
         SITES.into_iter().for_each(|id| self.expect_end(id));
         let vmm = self.vmm(id).ok_or("no VMM to power off")?;
         vmm.api().command("power-off")
+    }
+
+    /// Puts a layer between every host and the shared storage, which watches and disturbs. Before any VM
+    /// is started.
+    pub(crate) fn watch_storage(&mut self) -> Result<(), Failure> {
+        self.files.watch_storage()
+    }
+
+    /// That layer.
+    pub(crate) fn storage(&self) -> Option<&Storage> {
+        self.files.storage()
     }
 
     /// The guest's disk.

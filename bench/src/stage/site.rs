@@ -18,7 +18,8 @@ pub(crate) struct SiteId(u8);
 pub(crate) const SITES: [SiteId; 3] = [SiteId(0), SiteId(1), SiteId(2)];
 
 impl SiteId {
-    pub(super) fn index(self) -> usize {
+    /// Its place among [`SITES`].
+    pub(crate) fn index(self) -> usize {
         self.0.into()
     }
 

@@ -86,7 +86,7 @@ fn common(command: &mut Command, id: SiteId, files: &Files) {
         .args(["--tap", "tap0", "--host", &id.to_string()])
         .args(["--listen", &id.listen().to_string()])
         .arg("--disk")
-        .arg(files.disk())
+        .arg(files.disk_of(id))
         .arg("--console")
         .arg(files.console(id))
         .arg("--api")
@@ -94,7 +94,7 @@ fn common(command: &mut Command, id: SiteId, files: &Files) {
         .arg("--key")
         .arg(files.key())
         .arg("--shared")
-        .arg(files.shared());
+        .arg(files.shared_of(id));
     for other in SITES.into_iter().filter(|other| *other != id) {
         command.args(["--standby", &format!("{other}={}", other.listen())]);
     }
