@@ -89,18 +89,10 @@ impl Limits {
         }
     }
 
-    /// As the output gate takes them; `gap` is no limit of the operator's.
+    /// As the output gate takes them: effects, and their bytes.
     #[must_use]
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "neither pacing nor the gate takes new limits yet")
-    )]
-    pub fn gate(&self, gap: Duration) -> GateLimits {
-        GateLimits {
-            count: self.held_outputs as usize,
-            bytes: self.held_bytes as usize,
-            gap,
-        }
+    pub fn gate(&self) -> (usize, usize) {
+        (self.held_outputs as usize, self.held_bytes as usize)
     }
 
     /// As the logging channel takes them.
@@ -241,7 +233,7 @@ mod tests {
         assert_eq!(limits.lag(), LagLimits::default());
         assert_eq!(limits.tuning(), Tuning::default());
         let gate = GateLimits::default();
-        assert_eq!(limits.gate(gate.gap), gate);
+        assert_eq!(limits.gate(), (gate.count, gate.bytes));
     }
 
     #[test]

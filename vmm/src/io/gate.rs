@@ -153,8 +153,10 @@ impl Gate {
     }
 
     /// Drops what is held: the loser of an arbitration puts nothing out.
-    pub(super) fn discard(&mut self) -> usize {
-        self.gate.discard().len()
+    /// Returns how many effects and bytes that were.
+    pub(super) fn discard(&mut self) -> (usize, usize) {
+        let bytes = self.gate.bytes();
+        (self.gate.discard().len(), bytes)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -184,7 +186,8 @@ impl Gate {
     }
 }
 
-fn effect_bytes(effect: &Effect) -> usize {
+/// Bytes that count against the gate's limit.
+pub(super) fn effect_bytes(effect: &Effect) -> usize {
     match effect {
         Effect::NetTx(frame) => frame.len(),
         Effect::DiskWrite { data, .. } => data.len(),

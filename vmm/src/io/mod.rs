@@ -9,11 +9,13 @@ mod backend;
 mod buffer;
 mod disk;
 mod gate;
+mod handle;
+mod requests;
 mod ring;
 mod storage;
 mod tap;
 
-pub use backend::{Delivery, IoConfig, IoError, IoHandle, IoThread, spawn};
 pub use disk::{Disk, DiskError, DiskIdentity, DiskMode};
+pub use handle::{Delivery, IoConfig, IoError, IoHandle, IoThread, spawn};
 pub use storage::Storage;
 pub use tap::{Tap, VNET_HEADER_LEN};

@@ -131,6 +131,9 @@ impl Session {
         let mut config = Config::new(settings.ft.me, hosts);
         config.protect = settings.ft.protect;
         config.detector = settings.ft.detector;
+        config.fingerprint = super::pair::fingerprint(&host, &devices)
+            .map_err(|error| SessionError::Fatal(error.to_string()))?;
+        tracing::debug!(fingerprint = ?config.fingerprint, "this host");
         let incarnation = Incarnation(random());
         let replica = match machine {
             Some(_) => Replica::boot(config, incarnation),
@@ -438,6 +441,11 @@ impl Session {
         if let Some(failover) = &mut self.failover {
             failover.mark(part);
         }
+    }
+
+    /// The same for something that is wrong.
+    pub(super) fn warn(&mut self, kind: &'static str, message: &str) {
+        self.log.record(Told::new(Severity::Warning, kind, message));
     }
 
     /// Writes an event down and shows it to those who listen.

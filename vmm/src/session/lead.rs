@@ -237,6 +237,10 @@ impl Leader {
     pub(super) fn set_limits(&mut self, limits: &Limits) {
         self.limits = *limits;
         self.command(Command::SetLag(limits.lag()));
+        if let Some(vm) = &self.vm {
+            let (count, bytes) = limits.gate();
+            vm.io().set_limits(count, bytes);
+        }
     }
 
     /// Bytes of the session's log.
@@ -287,6 +291,16 @@ impl Session {
             FromPrimary::Failed(why) => Err(SessionError::Fatal(why)),
             FromPrimary::Io(Delivery::GateHolds(session, at)) => {
                 self.tell(Event::GateHolds { session, at })
+            }
+            FromPrimary::Io(Delivery::StorageLost) => {
+                let message = "the disk does not answer: requests stay outstanding, and the backup is \
+                               asked whether it fares better";
+                self.warn("storage-lost", message);
+                self.tell(Event::StorageLost)
+            }
+            FromPrimary::Io(Delivery::StorageBack) => {
+                self.note("storage-back", "no request is late any more".to_owned());
+                self.tell(Event::StorageBack)
             }
             FromPrimary::Io(Delivery::Folded) => self.tell(Event::Folded),
             FromPrimary::Io(Delivery::GateGap(gap)) => self.tell(Event::GateGap(gap)),

@@ -18,6 +18,7 @@ mod driver;
 mod event;
 mod follow;
 mod lead;
+mod pair;
 mod probes;
 mod settings;
 mod status;

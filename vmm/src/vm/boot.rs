@@ -172,6 +172,15 @@ const TRAP_PORTS: TrapPorts = TrapPorts {
     cpuid: ports::CPUID,
 };
 
+/// The CPUID table that guests get on this host.
+///
+/// # Errors
+/// The hypervisor refuses.
+pub fn cpuid_table(ram: GuestRam, host: &Host) -> Result<CpuidTable, hypervisor::Error> {
+    let supported = KvmVm::new(ram)?.supported_cpuid()?;
+    Ok(CpuidTable::restricted(&supported, host.cpuid_policy()))
+}
+
 /// A VM and its vCPU over `ram`, as this host's quirks want them.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ mod runner;
 mod snapshot;
 
 pub use backup::{Backup, CLOCK_SCHEMA, CLOCK_TAG, FromBackup, Handover};
-pub use boot::{Host, boot, probe_host};
+pub use boot::{Host, boot, cpuid_table, probe_host};
 pub use channel_log::{ChannelLog, LogPosition};
 pub use end::EndState;
 pub use live::{Backends, reissue, run_live};
