@@ -184,6 +184,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_example_of_the_packages_is_a_configuration() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/pollux.toml");
+        let file: File = read_file(path.as_ref()).unwrap();
+        assert!(file.ft.protect && file.ft.host.is_some() && file.ft.standbys.len() == 3);
+        assert!(file.vm.mac_address().is_ok() && file.vm.memory_bytes().is_ok());
+        assert!(file.vm.disk.is_some() && file.vm.tap.is_some() && file.vm.api.is_some());
+    }
+
+    #[test]
     fn flags_win_over_the_file() {
         let file: File = toml::from_str("[vm]\nmemory = 256\ntap = 'tap0'\n").unwrap();
         let flags = VmOptions {
