@@ -11,6 +11,7 @@ use thiserror::Error;
 use vhost_ftlog::frontend::{Channel, ChannelConfig, ChannelEvent, Events};
 
 use super::beats::Beats;
+use super::busy::{kind, warn_if_slow};
 use super::event::SessionEvent;
 use super::follow::Follower;
 use super::lead::Leader;
@@ -26,8 +27,6 @@ use crate::vm::{Host, KvmMachine, host_ns};
 
 /// The longest sleep of the loop: its turn is this VMM's progress, and takes heartbeats' answers.
 const TURN: Duration = Duration::from_millis(5);
-/// What takes the session's thread longer than this is worth a warning.
-const SLOW: Duration = Duration::from_millis(100);
 /// Bytes of a session's log and delivery areas: what the log may run ahead while a standby loads.
 const AREA_BYTES: u64 = 64 << 20;
 
@@ -80,6 +79,8 @@ pub struct Session {
     pub(super) transfer: Option<Transfer>,
     limits: Limits,
     paused: bool,
+    /// Why the VM does not start, and what to do about it.
+    blocked: Option<String>,
     /// Why the command that is being obeyed is refused.
     refused: Option<&'static str>,
     pub(super) divergences: u64,
@@ -158,6 +159,7 @@ impl Session {
             transfer: None,
             limits: Limits::default(),
             paused: false,
+            blocked: None,
             refused: None,
             divergences: 0,
             started: Instant::now(),
@@ -428,7 +430,13 @@ impl Session {
             Notice::PeerLost { cause, .. } => {
                 self.failover = Some(FailoverNotes::begin(api::cause_text(*cause)));
             }
-            Notice::Won { .. } => self.mark("epoch won"),
+            Notice::Won { .. } => {
+                self.blocked = None;
+                self.mark("epoch won");
+            }
+            Notice::StartBlocked { .. } => {
+                self.blocked = Some(api::notice_event(&notice).message);
+            }
             Notice::Diverged(_) => self.divergences += 1,
             Notice::CommandRefused(why) => self.refused = Some(*why),
             _ => {}
@@ -489,6 +497,7 @@ impl Session {
             heartbeats: Some(self.beats.report()),
             ..StatusReport::default()
         };
+        report.advice.extend(self.blocked.clone());
         report.advice.extend(self.beats.advice());
         self.leader.report(&mut report);
         self.follower.report(&mut report);
@@ -516,30 +525,6 @@ impl Session {
             },
         };
         self.settings.ft.standbys.iter().map(report).collect()
-    }
-}
-
-/// What the session's thread did for longer than [`SLOW`] kept heartbeats and all else waiting.
-fn warn_if_slow(what: &'static str, began: Instant) {
-    let took = began.elapsed();
-    if took >= SLOW {
-        tracing::warn!(what, ms = took.as_millis() as u64, "the session was busy");
-    }
-}
-
-fn kind(action: &Action) -> &'static str {
-    match action {
-        Action::Watch { .. } => "watch the peer",
-        Action::Unwatch => "unwatch the peer",
-        Action::StartTransfer { .. } => "start a state transfer",
-        Action::EndSession(_) => "end a session",
-        Action::LoadState { .. } => "take a state",
-        Action::CloseSession(_) => "close a session",
-        Action::ProbeWorld => "look at disk and TAP",
-        Action::GoLive(_) => "go live",
-        Action::Discard(_) => "discard",
-        Action::Send { .. } => "send a message",
-        _ => "an action",
     }
 }
 

@@ -11,6 +11,7 @@
 //! What always holds: actions are done in their order, and none waits for an answer.
 
 mod beats;
+mod busy;
 mod clock;
 mod config;
 mod control;
