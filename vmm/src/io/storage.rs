@@ -3,6 +3,10 @@
 //!
 //! A quarantined sector is read from and written to the side file of its epoch, beside the image and at
 //! the same offset, until it is folded back into the image.
+//!
+//! A side file that has its name is whole: every sector that it is asked for was copied from the image
+//! before. So a host that won an epoch and died before it issued the outstanding writes again leaves what
+//! the image held, not zeros, to whoever starts the VM next.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,7 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use format::Epoch;
 use ft::{Location, Quarantine, SectorRange};
@@ -61,14 +65,11 @@ impl Storage {
         let mut sides = BTreeMap::new();
         for (_, epoch) in quarantine.ranges() {
             if let std::collections::btree_map::Entry::Vacant(vacant) = sides.entry(epoch) {
-                let file = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .custom_flags(libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC)
-                    .open(side_path(&disk, epoch))?;
-                vacant.insert(file);
+                let path = side_path(&disk, epoch);
+                if !path.try_exists()? {
+                    make_side(&disk, &quarantine, epoch, &path)?;
+                }
+                vacant.insert(open_side(&path, false)?);
             }
         }
         Ok(Self {
@@ -115,14 +116,7 @@ impl Storage {
         let image = self.disk.file();
         for (part, epoch) in self.quarantine.ranges() {
             let side = self.sides.get(&epoch).expect("every epoch has its file");
-            let mut first = part.first;
-            while first < part.end() {
-                let sectors = FOLD_SECTORS.min(part.end() - first);
-                let mut buffer = Buffer::zeroed((sectors * SECTOR_LEN) as usize);
-                side.read_exact_at(&mut buffer, first * SECTOR_LEN)?;
-                image.write_all_at(&buffer, first * SECTOR_LEN)?;
-                first += sectors;
-            }
+            copy(side, image, part)?;
         }
         image.sync_all()
     }
@@ -137,6 +131,47 @@ impl Storage {
         }
         self.quarantine = Quarantine::default();
     }
+}
+
+fn open_side(path: &Path, fresh: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(fresh)
+        .truncate(fresh)
+        .custom_flags(libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC)
+        .open(path)
+}
+
+/// Makes the side file of `epoch` with what the image holds of its sectors, durably, and then gives it
+/// its name. Only the owner of the newest epoch does this, so nobody else makes the same one.
+fn make_side(disk: &Disk, quarantine: &Quarantine, epoch: Epoch, path: &Path) -> io::Result<()> {
+    let mut new: OsString = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let side = open_side(&new, true)?;
+    for (part, _) in quarantine.ranges().filter(|(_, of)| *of == epoch) {
+        copy(disk.file(), &side, part)?;
+    }
+    side.sync_all()?;
+    std::fs::rename(&new, path)?;
+    match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+/// Copies sectors to the same place in another file.
+fn copy(from: &File, to: &File, part: SectorRange) -> io::Result<()> {
+    let mut first = part.first;
+    while first < part.end() {
+        let sectors = FOLD_SECTORS.min(part.end() - first);
+        let mut buffer = Buffer::zeroed((sectors * SECTOR_LEN) as usize);
+        from.read_exact_at(&mut buffer, first * SECTOR_LEN)?;
+        to.write_all_at(&buffer, first * SECTOR_LEN)?;
+        first += sectors;
+    }
+    Ok(())
 }
 
 fn range(sector: u64, bytes: usize) -> SectorRange {
@@ -187,6 +222,32 @@ mod tests {
         assert_eq!(pieces[0].fd, storage.fd());
         assert_ne!(pieces[1].fd, storage.fd());
         assert!(storage.touches(15, 512) && !storage.touches(16, 512));
+    }
+
+    #[test]
+    fn a_side_file_begins_with_what_the_image_holds_and_is_never_seen_half_made() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let half_made = dir.path().join("disk.img.side-2.new");
+        fs::write(&half_made, [7; 512]).unwrap();
+        let storage = Storage::with_quarantine(disk(&dir), quarantine(8, 8)).unwrap();
+        assert!(!half_made.exists());
+        let mut block = Buffer::zeroed(8 * 512);
+        storage.sides[&Epoch(2)]
+            .read_exact_at(&mut block, 8 * 512)
+            .unwrap();
+        assert!(block.iter().all(|byte| *byte == 1));
+        block.fill(9);
+        storage.sides[&Epoch(2)]
+            .write_all_at(&block, 8 * 512)
+            .unwrap();
+        drop(storage);
+        // The next owner takes it as it is.
+        let storage = Storage::with_quarantine(disk(&dir), quarantine(8, 8)).unwrap();
+        let mut found = Buffer::zeroed(8 * 512);
+        storage.sides[&Epoch(2)]
+            .read_exact_at(&mut found, 8 * 512)
+            .unwrap();
+        assert!(found.iter().all(|byte| *byte == 9));
     }
 
     #[test]

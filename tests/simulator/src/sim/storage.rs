@@ -121,6 +121,18 @@ impl Store {
         self.sides[index].sectors[key] = Some(sector);
     }
 
+    /// A side file begins with what the image holds of its sectors: whoever wins and dies before it has
+    /// issued the outstanding writes again leaves no holes.
+    pub(super) fn make_side(&mut self, at: Location, keys: std::ops::Range<u8>) {
+        for key in keys {
+            let side = self.sides.iter().find(|side| side.name == at);
+            if side.is_none_or(|side| side.sectors[usize::from(key)].is_none()) {
+                let sector = self.image[usize::from(key)];
+                self.write(at, key, sector);
+            }
+        }
+    }
+
     /// A sector, for a request made at `since`. One that a side file does not have reads as zeros, as a
     /// hole does.
     pub(crate) fn read_sector(&self, at: Location, key: u8, since: u64) -> Sector {

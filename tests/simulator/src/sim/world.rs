@@ -138,6 +138,11 @@ impl Sim {
             return self.after(5 * MS, Ev::GoLive { host, inc, go });
         }
         let registration = self.store.register();
+        for (range, side) in go.record.quarantine.ranges() {
+            let end = range.end().min(KEYS as u64);
+            self.store
+                .make_side(Location::Side(side), range.first as u8..end as u8);
+        }
         let local = self.clock(host).0;
         let now = self.now;
         let map = go.record.quarantine.clone();
