@@ -36,8 +36,8 @@ fn exactly_one_of_many_wins_on_a_directory() {
 fn claims_leave_nothing_but_records_behind() {
     let (dir, mut arbiter) = directory();
     // An earlier process of this host died in the middle of a claim.
-    fs::write(dir.path().join(".claim-castor-00-1"), b"torn").unwrap();
-    fs::write(dir.path().join(".claim-pollux-00-1"), b"of another host").unwrap();
+    fs::write(dir.path().join(".claim-castor@00-1"), b"torn").unwrap();
+    fs::write(dir.path().join(".claim-castor-2@00-1"), b"of another host").unwrap();
     let first = record(1, 1);
     assert_eq!(
         arbiter.answer(CallId(1), claim(None, &first)),
@@ -51,7 +51,7 @@ fn claims_leave_nothing_but_records_behind() {
         .collect();
     names.sort();
     let record = record_name(format::Epoch(1));
-    assert_eq!(names, [".claim-pollux-00-1", &record, "pollux-epochs"]);
+    assert_eq!(names, [".claim-castor-2@00-1", &record, "pollux-epochs"]);
 }
 
 #[test]

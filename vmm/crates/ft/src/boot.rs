@@ -6,6 +6,8 @@
 //!      │ └──other──► Blocked ──an operator forces it──►     │
 //!      └────────────────────────────── Lost ────────────────┘
 //! ```
+//! From Asking and Blocked it becomes an empty standby when the VM's primary asks it to join.
+//!
 //! Before it is made the driver makes sure, by a lock that dies with its holder, that no other process
 //! of this VM lives on this host, and that the I/O of earlier ones is over.
 
@@ -69,6 +71,17 @@ impl Boot {
         Holds {
             state: matches!(self.stage, Stage::Claiming(_)),
             writes: false,
+        }
+    }
+
+    /// Whether a `Join` of `epoch` from `from` shows that another host runs the VM, so that this process is
+    /// of more use as its standby. While a claim may be on its way the arbiter says so.
+    pub(crate) fn is_overtaken(&self, from: HostId, epoch: Epoch) -> bool {
+        match &self.stage {
+            Stage::Asking { record, .. } | Stage::Blocked { record, .. } => {
+                epoch > record.epoch || (epoch == record.epoch && from == record.owner)
+            }
+            Stage::Reading { .. } | Stage::Claiming(_) => false,
         }
     }
 

@@ -101,6 +101,8 @@ pub enum Cause {
 pub struct FailureDetector {
     config: DetectorConfig,
     ticked_at: Time,
+    /// Since when this side has run without a pause.
+    ran_since: Time,
     silent: Duration,
     unanswered: u32,
     sent: u64,
@@ -128,6 +130,7 @@ impl FailureDetector {
         Self {
             config,
             ticked_at: now,
+            ran_since: now,
             silent: Duration::ZERO,
             unanswered: 0,
             sent: 0,
@@ -142,7 +145,11 @@ impl FailureDetector {
     /// Time went on. A span longer than two probe distances means that this side did not run, and
     /// counts as two.
     pub fn tick(&mut self, now: Time) {
-        let span = now.since(self.ticked_at).min(2 * self.config.probe_every);
+        let (span, most) = (now.since(self.ticked_at), 2 * self.config.probe_every);
+        if span > most {
+            self.ran_since = now;
+        }
+        let span = span.min(most);
         self.ticked_at = self.ticked_at.max(now);
         self.silent += span;
     }
@@ -226,8 +233,9 @@ impl FailureDetector {
         if self.still.is_some_and(still) {
             return Some(Cause::VmmStill);
         }
+        // What came while this side did not run may not have been looked at yet.
         owed_since
-            .is_some_and(|since| now.since(since) >= config.ack_overdue)
+            .is_some_and(|since| now.since(since.max(self.ran_since)) >= config.ack_overdue)
             .then_some(Cause::AckOverdue)
     }
 
@@ -258,6 +266,30 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+
+    #[test]
+    fn an_acknowledgement_is_not_overdue_for_the_time_that_this_side_did_not_run() {
+        let config = DetectorConfig::default();
+        let overdue = config.ack_overdue.as_nanos() as u64;
+        let mut detector = FailureDetector::new(config, Time(0));
+        detector.heard();
+        detector.tick(Time(MS));
+        let owed = Some(Time(MS));
+        let woken = 2 * overdue;
+        detector.tick(Time(woken));
+        assert_eq!(detector.verdict(Time(woken), owed), None);
+        let mut now = woken;
+        while now < woken + overdue {
+            now += MS;
+            detector.tick(Time(now));
+            detector.heard();
+        }
+        assert_eq!(
+            detector.verdict(Time(now), owed),
+            Some(Cause::AckOverdue),
+            "from then on it counts"
+        );
+    }
 
     struct Run {
         detector: FailureDetector,

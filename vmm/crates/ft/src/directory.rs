@@ -85,7 +85,7 @@ pub fn record_epoch(name: &str) -> Option<Epoch> {
 /// host's only arbiter starts.
 #[must_use]
 pub fn temporary_prefix(host: HostId) -> String {
-    format!(".claim-{host}-")
+    format!(".claim-{host}@")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,7 +293,9 @@ fn newest_of(result: FileResult) -> Result<Option<Epoch>, String> {
         FileResult::Names(names) if names.iter().any(|name| name == MARKER) => {
             Ok(names.iter().filter_map(|name| record_epoch(name)).max())
         }
-        FileResult::Names(_) => Err(format!("no {MARKER} there: not mounted?")),
+        FileResult::Names(_) => Err(format!(
+            "no {MARKER} there: the storage is not mounted, or was never made ready with `pollux init`"
+        )),
         FileResult::Failed(why) => Err(why),
         _ => Err("the directory is not there".to_owned()),
     }

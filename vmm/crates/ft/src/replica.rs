@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   Booting ──Won──► Primary ──lost its epoch──► Leaving ──Discarded──► Backup (empty)
-//!                       ▲                          ▲  └──powered off──► Ended
-//!                       └── Promote ── Backup ─────┘
+//!     │                 ▲                        ▲ ▲  └──powered off──► Ended
+//!     │                 └── Promote ── Backup ───┘ │
+//!     └──another host runs the VM, and asks────────┘
 //! ```
 //! Owner of the role. It hands every event to the role, then lets it draw its conclusions, and
 //! changes roles; the rules are the roles' own.
@@ -186,6 +187,13 @@ impl Role {
                     Event::Command(_) => {
                         ctx.notice(Notice::CommandRefused("the VM has not started yet"));
                         None
+                    }
+                    Event::Peer {
+                        from,
+                        message: PeerMessage::Join { epoch, .. },
+                    } if boot.is_overtaken(from, epoch) => {
+                        // It asks again, and then finds a standby.
+                        return Some(Self::leave(ctx, Leave::Superseded, false));
                     }
                     Event::Peer { from, message } => match message {
                         PeerMessage::StateReply { nonce, holds } => {

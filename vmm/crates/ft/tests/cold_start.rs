@@ -38,7 +38,9 @@ fn two_first_boots_one_acts() {
     stage.boot(Stage::config("castor"));
     stage.boot(Stage::config("pollux"));
     stage.run(3000);
-    assert_eq!(stage.acting().len(), 1);
+    let mut roles = ["castor", "pollux"].map(|name| stage.role(name));
+    roles.sort_by_key(|role| *role != RoleName::Primary);
+    assert_eq!(roles, [RoleName::Primary, RoleName::Backup]);
 }
 
 #[test]
@@ -65,8 +67,23 @@ fn a_cold_start_is_refused_while_the_other_holds_state() {
     assert!(blocked(&mut stage, "castor"));
     stage.arbiter_cut.clear();
     stage.run_until(2000, |stage| stage.acting() == ["pollux"]);
-    stage.run(2000);
+}
+
+#[test]
+fn a_start_that_must_wait_becomes_a_standby_when_the_vm_s_primary_asks() {
+    let mut stage = Stage::protected();
+    stage.kill("helen");
+    stage.arbiter_cut.insert(host("pollux"));
+    stage.kill("castor");
+    stage.run_until(1000, |stage| stage.status("pollux") == "arbitrating");
+    stage.boot(Stage::config("castor"));
+    stage.run(500);
+    assert!(blocked(&mut stage, "castor"));
     assert_eq!(stage.role("castor"), RoleName::Booting);
+    stage.arbiter_cut.clear();
+    stage.run_until(6000, |stage| stage.status("pollux") == "protected");
+    assert_eq!(stage.role("castor"), RoleName::Backup);
+    assert_eq!(stage.named_backup(), Some(host("castor")));
 }
 
 #[test]

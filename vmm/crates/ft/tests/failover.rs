@@ -432,3 +432,38 @@ fn an_answer_older_than_what_is_known_does_not_end_a_standing() {
     stage.records_unseen = false;
     stage.run_until(3000, |stage| stage.acting() == ["pollux"]);
 }
+
+#[test]
+fn a_backup_whose_replica_hangs_is_given_up_although_all_else_is_well() {
+    let mut stage = Stage::protected();
+    let castor = host("castor");
+    stage.replay_stopped_at = Some(0);
+    stage.run_until(15_000, |stage| stage.named_backup() != Some(host("pollux")));
+    assert_eq!(stage.newest().owner, castor);
+    assert_eq!(stage.role("castor"), RoleName::Primary);
+}
+
+#[test]
+fn a_standby_that_diverges_soon_after_every_start_is_asked_less_and_less_often() {
+    let mut stage = Stage::new();
+    stage.boot(Stage::config("castor"));
+    stage.standby(Stage::config("pollux"));
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        let from = stage.now;
+        stage.run_until(20_000, |stage| stage.status("castor") == "protected");
+        waits.push(stage.now - from);
+        let session = stage.session_of("pollux").unwrap();
+        let report = DivergenceReport {
+            exit: ExitNumber(1),
+            expected: 1,
+            actual: 2,
+            text: String::new(),
+        };
+        stage.tell(host("pollux"), Event::Diverged { session, report });
+        stage.run_until(20_000, |stage| stage.status("castor") != "protected");
+    }
+    // 0.5 s, 1 s, 2 s, less what the primary takes to notice and to go alone.
+    assert!(waits.is_sorted(), "{waits:?}");
+    assert!(waits[3] >= 1900 * stage::MS, "{waits:?}");
+}

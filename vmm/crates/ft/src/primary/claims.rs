@@ -158,7 +158,7 @@ impl Primary {
         link.stage = Stage::Backup;
         let (backup, session, lost) = (link.peer, link.session, link.lost.take());
         ctx.act(Action::SetEpoch(epoch));
-        self.standbys.succeeded(backup);
+        self.standbys.succeeded(ctx, backup);
         match lost {
             Some(cause) => {
                 ctx.notice(Notice::PeerLost {

@@ -19,6 +19,8 @@ struct Standby {
     host: HostId,
     at: Time,
     wait: Duration,
+    /// Since when it has been the backup.
+    since: Option<Time>,
 }
 
 impl Standbys {
@@ -27,6 +29,7 @@ impl Standbys {
             host: *host,
             at: ctx.now,
             wait: Duration::ZERO,
+            since: None,
         };
         Self {
             list: ctx.core.config.standbys.iter().map(standby).collect(),
@@ -42,10 +45,15 @@ impl Standbys {
         best.map(|standby| standby.host)
     }
 
-    /// `host` failed: it is left alone for a while, twice as long as the last time.
+    /// `host` failed: it is left alone for a while, twice as long as the last time, unless it held for
+    /// long in between.
     pub(super) fn failed(&mut self, ctx: &Context<'_>, host: HostId) {
         let timings = ctx.timings();
         if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {
+            let held = standby.since.take().map(|since| ctx.now.since(since));
+            if held.is_some_and(|held| held >= timings.standby_retry_most) {
+                standby.wait = Duration::ZERO;
+            }
             standby.wait = (standby.wait * 2)
                 .max(timings.standby_retry)
                 .min(timings.standby_retry_most);
@@ -53,10 +61,11 @@ impl Standbys {
         }
     }
 
-    /// `host` is the backup now: its failures are forgiven.
-    pub(super) fn succeeded(&mut self, host: HostId) {
+    /// `host` is the backup now: its failures are forgiven once it has held for a while. One that
+    /// diverges soon after each start is not asked to start for ever at the same rate.
+    pub(super) fn succeeded(&mut self, ctx: &Context<'_>, host: HostId) {
         if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {
-            standby.wait = Duration::ZERO;
+            standby.since = Some(ctx.now);
         }
     }
 

@@ -57,6 +57,8 @@ pub struct Stage {
     pub records_unseen: bool,
     /// Acknowledgements do not arrive.
     pub acks_stopped: bool,
+    /// Backups receive, and replay no further than here.
+    pub replay_stopped_at: Option<u64>,
     made: u128,
 }
 
@@ -71,6 +73,7 @@ impl Stage {
             withheld: BTreeSet::new(),
             records_unseen: false,
             acks_stopped: false,
+            replay_stopped_at: None,
             made: 0,
         }
     }
@@ -135,6 +138,10 @@ impl Stage {
 
     pub fn status(&self, name: &str) -> &'static str {
         self.nodes[&host(name)].replica.status().state
+    }
+
+    pub fn session_of(&self, name: &str) -> Option<SessionId> {
+        self.nodes[&host(name)].session
     }
 
     pub fn role(&self, name: &str) -> RoleName {
@@ -257,7 +264,7 @@ impl Stage {
         }
         let record = AckRecord {
             received: Seq(log),
-            replayed: Seq(log),
+            replayed: Seq(log.min(self.replay_stopped_at.unwrap_or(log))),
         };
         self.tell(me, Event::Acked { session, record });
         self.tell(
