@@ -62,6 +62,8 @@ pub enum Command {
     Snapshot(SnapshotOptions),
     /// Go on with a VM from a snapshot
     Restore(RestoreOptions),
+    /// Make shared storage ready for a VM that is to be protected: once, with the storage mounted
+    Init(InitOptions),
     /// Wait for work: take over a protected VM when its primary is lost
     Standby(StandbyOptions),
     /// Look after a running VM: its status, its events, commands to it
@@ -71,6 +73,14 @@ pub enum Command {
     /// Look into a log
     #[command(subcommand)]
     Log(LogCommand),
+}
+
+/// Options of `init`.
+#[derive(Debug, Args)]
+pub struct InitOptions {
+    /// Directory on shared storage that decides who may run the VM
+    #[arg(long, value_name = "DIR")]
+    pub shared: PathBuf,
 }
 
 /// Options of `run`.

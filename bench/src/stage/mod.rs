@@ -96,6 +96,7 @@ impl Stage {
     pub(crate) fn new(options: &StageOptions, interrupt: &Interrupt) -> Result<Self, Failure> {
         let programs = Programs::find(options.programs.as_deref())?;
         let files = Files::new(options.keep.as_deref())?;
+        programs.init(&files)?;
         Self::with(programs, files, options.memory, interrupt)
     }
 

@@ -42,6 +42,17 @@ impl Programs {
         Self { pollux }
     }
 
+    /// Makes the shared storage ready, as an operator does.
+    pub(super) fn init(&self, files: &Files) -> Result<(), Failure> {
+        let mut init = Command::new(&self.pollux);
+        init.arg("init").arg("--shared").arg(files.shared());
+        let output = init.output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
+    }
+
     pub(super) fn pollux(&self) -> Command {
         let mut command = Command::new(&self.pollux);
         command.args(["--log", "info"]);

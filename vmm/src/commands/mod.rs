@@ -1,6 +1,7 @@
 //! The commands of the `pollux` program.
 
 mod ctl;
+mod init;
 mod log;
 mod protect;
 mod record;
@@ -30,6 +31,7 @@ pub fn run(command: Command) -> Outcome {
     match command {
         Command::Run(options) if options.ft.is_given() => protect::protect(options),
         Command::Run(options) => run::run(options),
+        Command::Init(options) => init::init(&options),
         Command::Standby(options) => protect::standby(options),
         Command::Record(options) => record::record(options),
         Command::Replay(options) => replay::replay(&options),

@@ -85,8 +85,14 @@ impl FtSettings {
     /// The directory that holds the epochs.
     #[must_use]
     pub fn epochs(&self) -> PathBuf {
-        self.ft.shared_dir.join("epochs")
+        epochs(&self.ft.shared_dir)
     }
+}
+
+/// The directory of epoch records on the shared storage `shared`.
+#[must_use]
+pub fn epochs(shared: &Path) -> PathBuf {
+    shared.join("epochs")
 }
 
 fn channel(ft: &FtConfig, own: &Path, run_dir: &Path) -> Result<Daemon, NoDaemon> {

@@ -119,8 +119,6 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let (sender, events) = channel();
         std::fs::create_dir_all(&settings.run_dir)?;
-        std::fs::create_dir_all(settings.epochs())?;
-        DirectoryArbiter::create(&settings.epochs())?;
         let link = start_link(&settings, sender.clone())?;
         let arbiter = start_arbiter(&settings, sender.clone())?;
         let (channel, channel_events) = start_channel(&settings)?;
@@ -227,6 +225,7 @@ impl Session {
             self.tell(event)?;
         }
         self.leader.announce();
+        self.arrive()?;
         self.tell(Event::Tick)
     }
 
@@ -244,8 +243,8 @@ impl Session {
 
     fn take(&mut self, event: SessionEvent) -> Result<(), SessionError> {
         match event {
-            SessionEvent::Primary(event) => self.take_primary(event),
-            SessionEvent::Backup(event) => self.take_backup(event),
+            SessionEvent::Primary(life, event) => self.take_primary(life, event),
+            SessionEvent::Backup(session, event) => self.take_backup(session, event),
             SessionEvent::Link(event) => self.take_link(event),
             SessionEvent::Arbiter(call, reply) => self.tell(Event::Arbiter { call, reply }),
             SessionEvent::Channel(event) => self.take_channel(event),

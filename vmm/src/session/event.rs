@@ -1,6 +1,8 @@
 //! What reaches the session's thread.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use format::SessionId;
@@ -14,10 +16,10 @@ use crate::vm::{FromBackup, FromPrimary};
 
 /// Something for the session's thread.
 pub enum SessionEvent {
-    /// From the live VM.
-    Primary(FromPrimary),
-    /// From the replica.
-    Backup(FromBackup),
+    /// From the VM that went live as the so-many-th of this process.
+    Primary(u64, FromPrimary),
+    /// From the replica of this session.
+    Backup(SessionId, FromBackup),
     /// From another VMM.
     Link(LinkEvent),
     /// From the arbiter.
@@ -47,24 +49,12 @@ pub enum SessionEvent {
 }
 
 /// The start of a state transfer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct TransferBegun {
     /// How long the VM stood still, in ns.
     pub stop_ns: u64,
     /// The exit that the log begins at.
     pub exit: format::ExitNumber,
     /// The process that streams the state.
-    pub child: i32,
-}
-
-impl From<FromPrimary> for SessionEvent {
-    fn from(event: FromPrimary) -> Self {
-        Self::Primary(event)
-    }
-}
-
-impl From<FromBackup> for SessionEvent {
-    fn from(event: FromBackup) -> Self {
-        Self::Backup(event)
-    }
+    pub child: Arc<OwnedFd>,
 }

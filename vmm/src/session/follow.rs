@@ -9,6 +9,7 @@ use vhost_ftlog::config_space::{Reach, Role, SessionParams};
 use vhost_ftlog::frontend::LogConsumer;
 
 use super::driver::{Session, SessionError};
+use super::event::SessionEvent;
 use crate::api::StatusReport;
 use crate::vm::{Backup, FromBackup, Handover};
 
@@ -75,7 +76,7 @@ impl Session {
             }
             Err(error) => {
                 let why = error.to_string();
-                let _ = self.sender.send(FromBackup::LoadFailed(why).into());
+                self.load_failed(session, why);
             }
         }
     }
@@ -95,24 +96,34 @@ impl Session {
     }
 
     fn start_replica(&mut self, stream: TcpStream) {
-        let Some(log) = self.follower.log.take() else {
+        let (Some(session), Some(log)) = (self.follower.session, self.follower.log.take()) else {
             return;
         };
         let sender = self.sender.clone();
-        match Backup::start(self.host.clone(), stream, log, sender) {
+        let tell = move |event| {
+            let _ = sender.send(SessionEvent::Backup(session, event));
+        };
+        match Backup::start(self.host.clone(), stream, log, tell) {
             Ok(replica) => self.follower.replica = Some(replica),
-            Err(error) => {
-                let _ = self
-                    .sender
-                    .send(FromBackup::LoadFailed(error.to_string()).into());
-            }
+            Err(error) => self.load_failed(session, error.to_string()),
         }
     }
 
-    pub(super) fn take_backup(&mut self, event: FromBackup) -> Result<(), SessionError> {
-        let Some(session) = self.follower.session else {
+    fn load_failed(&self, session: SessionId, why: String) {
+        let event = FromBackup::LoadFailed(why);
+        let _ = self.sender.send(SessionEvent::Backup(session, event));
+    }
+
+    /// Something from the replica of `session`, which may not be the present one any more.
+    pub(super) fn take_backup(
+        &mut self,
+        session: SessionId,
+        event: FromBackup,
+    ) -> Result<(), SessionError> {
+        if self.follower.session != Some(session) {
+            tracing::debug!(%session, ?event, "from a replica that is gone");
             return Ok(());
-        };
+        }
         match event {
             FromBackup::StateReceived(bytes) => self.tell(Event::StateReceived { session, bytes }),
             FromBackup::Replayed(upto) => {

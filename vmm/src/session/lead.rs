@@ -1,5 +1,6 @@
 //! The primary's side: the live VM, its log, its gate, the transfer to a standby.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -7,14 +8,16 @@ use std::time::{Duration, Instant};
 
 use devices::Effect;
 use format::{AckRecord, ControlOp, Epoch, ExitNumber, Seq, SessionId};
-use ft::{Event, GateMode, GoLive, HostId, Mark, Origin, Quiesce, Time};
+use ft::{EpochRecord, Event, GateMode, GoLive, HostId, Mark, Origin, Quiesce, Time};
 use vhost_ftlog::config_space::{Reach, Role, SessionParams};
 use vhost_ftlog::frontend::Acks;
 
 use super::driver::{Session, SessionError};
 use super::event::{SessionEvent, TransferBegun};
 use super::{Devices, clock, transfer, world};
-use crate::api::{Lag, Limits, Output, Pacing, Quantiles, StatusReport, Transfer};
+use crate::api::{
+    Event as Told, Lag, Limits, Output, Pacing, Quantiles, Severity, StatusReport, Transfer,
+};
 use crate::io::Delivery;
 use crate::vm::{
     ChannelLog, Command, FromPrimary, KvmMachine, LogPosition, Primary, SnapshotMeta, host_ns,
@@ -24,11 +27,18 @@ use crate::vm::{
 /// When the MAC is announced after going live.
 const ANNOUNCE_MS: [u64; 6] = [0, 50, 200, 500, 1_000, 2_000];
 
+/// How often a world that cannot be opened is tried again.
+const WORLD_RETRY: Duration = Duration::from_millis(200);
+
 /// What a primary has.
 pub(super) struct Leader {
     /// A VM that waits for its first epoch.
     cold: Option<KvmMachine>,
     vm: Option<Primary>,
+    /// How many VMs have gone live in this process: what a VM that is gone tells concerns nobody.
+    life: u64,
+    /// The epoch is won; the world could not be opened yet.
+    arriving: Option<Arriving>,
     wall_at_birth: u64,
     mac: Option<[u8; 6]>,
     announce: Vec<Instant>,
@@ -47,7 +57,17 @@ struct Logging {
     position: Arc<LogPosition>,
     start: Option<Mark>,
     since: Instant,
-    child: Option<i32>,
+    child: Option<Arc<OwnedFd>>,
+}
+
+/// A VM that is to go live.
+struct Arriving {
+    record: EpochRecord,
+    machine: KvmMachine,
+    pending: Vec<Effect>,
+    behind_ns: u64,
+    /// When to try again.
+    at: Instant,
 }
 
 impl Leader {
@@ -55,6 +75,8 @@ impl Leader {
         Self {
             cold,
             vm: None,
+            life: 0,
+            arriving: None,
             wall_at_birth: 0,
             mac: None,
             announce: Vec::new(),
@@ -189,11 +211,14 @@ impl Leader {
         }
     }
 
-    /// Stops the VM and lets go of everything.
+    /// Stops the VM and lets go of everything. The gate is shut before the log ends: what the guest
+    /// does in between has no place in any log, and must not leave.
     pub(super) fn drop_vm(&mut self) {
+        self.set_gate(GateMode::Shut);
         self.end_log();
         self.vm = None;
         self.cold = None;
+        self.arriving = None;
     }
 
     fn end_log(&mut self) {
@@ -206,7 +231,7 @@ impl Leader {
             vm.io().unwatch();
         }
         if let Some(child) = logging.child {
-            transfer::kill(child);
+            transfer::kill(&child);
         }
     }
 
@@ -269,8 +294,24 @@ impl Leader {
     }
 }
 
+impl Drop for Leader {
+    /// However the session ends: the vCPU's thread may wait for room in a log that nobody reads.
+    fn drop(&mut self) {
+        self.drop_vm();
+    }
+}
+
 impl Session {
-    pub(super) fn take_primary(&mut self, event: FromPrimary) -> Result<(), SessionError> {
+    /// Something from the VM that went live as the `life`-th of this process.
+    pub(super) fn take_primary(
+        &mut self,
+        life: u64,
+        event: FromPrimary,
+    ) -> Result<(), SessionError> {
+        if life != self.leader.life || self.leader.vm.is_none() {
+            tracing::debug!(?event, "from a VM that is gone");
+            return Ok(());
+        }
         match event {
             FromPrimary::GuestOff(reset) => {
                 self.leader.reset = reset;
@@ -379,7 +420,7 @@ impl Session {
                         .map(|child| TransferBegun {
                             stop_ns: stopped.elapsed().as_nanos() as u64,
                             exit,
-                            child,
+                            child: Arc::new(child),
                         });
                     let _ = sender.send(SessionEvent::Transfer(session, begun));
                 };
@@ -401,22 +442,19 @@ impl Session {
             Err(why) => return self.tell(Event::TransferFailed { session, why }),
         };
         let sender = self.sender.clone();
-        let child = begun.child;
+        let child = Arc::clone(&begun.child);
         std::thread::Builder::new()
             .name("transfer-wait".to_owned())
             .spawn(move || {
-                let ended = transfer::wait(child).map(|()| host_ns());
+                let ended = transfer::wait(&child).map(|()| host_ns());
                 let _ = sender.send(SessionEvent::TransferEnded(session, ended));
             })?;
-        let Some(logging) = &mut self.leader.logging else {
-            transfer::kill(child);
+        let logging = self.leader.logging.as_mut();
+        let Some(logging) = logging.filter(|logging| logging.session == session) else {
+            transfer::kill(&begun.child);
             return Ok(());
         };
-        if logging.session != session {
-            transfer::kill(child);
-            return Ok(());
-        }
-        logging.child = Some(child);
+        logging.child = Some(begun.child);
         let start = Mark {
             next: Seq(0),
             exit: begun.exit,
@@ -482,10 +520,48 @@ impl Session {
         };
         self.leader.mac = machine.board().config().net.as_ref().map(|net| net.mac);
         self.leader.guest_off = machine.has_ended();
-        let backends =
-            world::open(&self.devices, &live.record.quarantine).map_err(SessionError::Fatal)?;
-        let sender = self.sender.clone();
-        let vm = Primary::start(machine, backends, behind_ns, pending, sender)
+        self.leader.arriving = Some(Arriving {
+            record: live.record,
+            machine,
+            pending,
+            behind_ns,
+            at: Instant::now(),
+        });
+        self.arrive()
+    }
+
+    /// Opens the world and lets the VM run. The epoch is won, so this host alone may: where image or TAP
+    /// cannot be opened it tries again, the VM's state being here only.
+    pub(super) fn arrive(&mut self) -> Result<(), SessionError> {
+        let now = Instant::now();
+        let Some(mut arriving) = self.leader.arriving.take_if(|arriving| arriving.at <= now) else {
+            return Ok(());
+        };
+        let backends = match world::open(&self.devices, &arriving.record.quarantine) {
+            Ok(backends) => backends,
+            Err(why) => {
+                let message =
+                    format!("{why}; it is tried again, and the VM stands still meanwhile");
+                self.log
+                    .record(Told::new(Severity::Error, "world-lost", message));
+                arriving.at = now + WORLD_RETRY;
+                self.leader.arriving = Some(arriving);
+                return Ok(());
+            }
+        };
+        let Arriving {
+            record,
+            machine,
+            pending,
+            behind_ns,
+            ..
+        } = arriving;
+        self.leader.life += 1;
+        let (sender, life) = (self.sender.clone(), self.leader.life);
+        let tell = move |event| {
+            let _ = sender.send(SessionEvent::Primary(life, event));
+        };
+        let vm = Primary::start(machine, backends, behind_ns, pending, tell)
             .map_err(|error| SessionError::Fatal(error.to_string()))?;
         self.leader.vm = Some(vm);
         self.leader.set_limits(&self.limits());
@@ -495,7 +571,7 @@ impl Session {
             .map(|ms| now + Duration::from_millis(*ms))
             .collect();
         self.mark("VM runs");
-        self.note("live", format!("epoch {}", live.record.epoch));
+        self.note("live", format!("epoch {}", record.epoch));
         self.tell(Event::Live)
     }
 

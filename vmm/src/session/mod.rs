@@ -26,7 +26,7 @@ mod status;
 mod transfer;
 mod world;
 
-pub use config::{FtSettings, find as find_program};
+pub use config::{FtSettings, epochs, find as find_program};
 pub use control::SessionControl;
 pub use driver::{Session, SessionEnd};
 pub use settings::Devices;

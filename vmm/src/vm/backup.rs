@@ -1,6 +1,7 @@
 //! A replica on a thread of its own: it takes a primary's state, then follows its log.
 
 use std::io::{BufReader, Read};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +79,8 @@ pub struct Backup {
     send: Sender<ToBackup>,
     stop: Arc<Stop>,
     position: Arc<VmPosition>,
+    /// Where the state comes from; cut when nobody wants it any more.
+    stream: TcpStream,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -115,12 +118,13 @@ impl Backup {
     ///
     /// # Errors
     /// No thread.
-    pub fn start<T: From<FromBackup> + Send + 'static>(
+    pub fn start(
         host: Host,
-        state: impl Read + Send + 'static,
+        state: TcpStream,
         log: LogConsumer,
-        events: Sender<T>,
+        tell: impl Fn(FromBackup) + Send + 'static,
     ) -> std::io::Result<Self> {
+        let stream = state.try_clone()?;
         let (send, receive) = channel();
         let stop = Arc::new(Stop::new()?);
         let position = Arc::new(VmPosition::default());
@@ -129,16 +133,18 @@ impl Backup {
             .name("replica".to_owned())
             .spawn(move || {
                 let (stop, position) = theirs;
+                let panicked = Panicked(tell);
                 let replica = Replica {
                     receive,
                     stop,
                     position,
-                    events,
+                    tell: &panicked.0,
                 };
                 replica.run(&host, state, log);
             })?;
         Ok(Self {
             send,
+            stream,
             stop,
             position,
             thread: Some(thread),
@@ -180,6 +186,7 @@ impl Backup {
 impl Drop for Backup {
     fn drop(&mut self) {
         self.stop.asked.store(true, Ordering::SeqCst);
+        let _ = self.stream.shutdown(Shutdown::Both);
         self.stop.kick();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -203,38 +210,48 @@ enum Failure {
     Stopped,
 }
 
-struct Replica<T> {
+/// Tells the session if the replica's thread panics: else it would wait for a replica that is not there.
+struct Panicked<F: Fn(FromBackup)>(F);
+
+impl<F: Fn(FromBackup)> Drop for Panicked<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "the replica's thread panicked".to_owned();
+            (self.0)(FromBackup::Diverged(0, 0, 0, why));
+        }
+    }
+}
+
+struct Replica<'a, F> {
     receive: Receiver<ToBackup>,
     stop: Arc<Stop>,
     position: Arc<VmPosition>,
-    events: Sender<T>,
+    tell: &'a F,
 }
 
 /// Counts what passes and tells.
-struct Counting<'a, R, T> {
+struct Counting<'a, R, F> {
     inner: R,
     bytes: u64,
     told: u64,
-    events: &'a Sender<T>,
+    tell: &'a F,
 }
 
-impl<R: Read, T: From<FromBackup>> Read for Counting<'_, R, T> {
+impl<R: Read, F: Fn(FromBackup)> Read for Counting<'_, R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let len = self.inner.read(buffer)?;
         self.bytes += len as u64;
         if self.bytes - self.told >= TELL_BYTES || len == 0 {
             self.told = self.bytes;
-            let _ = self
-                .events
-                .send(FromBackup::StateReceived(self.bytes).into());
+            (self.tell)(FromBackup::StateReceived(self.bytes));
         }
         Ok(len)
     }
 }
 
-impl<T: From<FromBackup>> Replica<T> {
+impl<F: Fn(FromBackup)> Replica<'_, F> {
     fn tell(&self, event: FromBackup) {
-        let _ = self.events.send(event.into());
+        (self.tell)(event);
     }
 
     fn run(self, host: &Host, state: impl Read, log: LogConsumer) {
@@ -289,7 +306,7 @@ impl<T: From<FromBackup>> Replica<T> {
             inner: state,
             bytes: 0,
             told: 0,
-            events: &self.events,
+            tell: self.tell,
         };
         let input = BufReader::with_capacity(1 << 20, counting);
         let mut reader = Reader::new(input).map_err(SavedError::from)?;

@@ -45,6 +45,12 @@ impl LogPosition {
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
     }
+
+    /// Whether its session is being given up.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
 }
 
 /// A log into the channel.
@@ -79,7 +85,7 @@ impl ChannelLog {
     }
 
     fn publish(&mut self, bytes: &[u8]) -> bool {
-        while !self.broken && !self.position.abandoned.load(Ordering::Acquire) {
+        while !self.broken && !self.position.is_abandoned() {
             match self.producer.append(bytes) {
                 Ok(Some(_)) => return true,
                 Ok(None) => {

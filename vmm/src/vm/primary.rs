@@ -1,7 +1,6 @@
 //! A live VM on threads of its own, as the session of a protected VM drives it.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use devices::Effect;
@@ -41,15 +40,15 @@ pub struct Primary {
     pulse: Option<Pulse>,
 }
 
-struct TellSession<T>(Sender<T>);
+struct TellSession<F>(F);
 
-impl<T: From<FromPrimary> + Send> Told for TellSession<T> {
+impl<F: Fn(FromPrimary) + Send> Told for TellSession<F> {
     fn guest_off(&mut self, reset: bool) {
-        let _ = self.0.send(FromPrimary::GuestOff(reset).into());
+        (self.0)(FromPrimary::GuestOff(reset));
     }
 
     fn quiesced(&mut self) {
-        let _ = self.0.send(FromPrimary::Quiesced.into());
+        (self.0)(FromPrimary::Quiesced);
     }
 }
 
@@ -59,24 +58,24 @@ impl Primary {
     ///
     /// # Errors
     /// Threads or io_uring.
-    pub fn start<T: From<FromPrimary> + Send + 'static>(
+    pub fn start(
         machine: KvmMachine,
         backends: Backends,
         behind_ns: u64,
         pending: Vec<Effect>,
-        events: Sender<T>,
+        tell: impl Fn(FromPrimary) + Clone + Send + 'static,
     ) -> Result<Self, LiveError> {
         let pulse_state = Arc::new(PulseState::default());
         let kicker = machine.vcpu().kicker();
         let (sender, inbox) = inbox(&pulse_state, Some(kicker.clone()));
-        let deliveries = events.clone();
+        let deliveries = tell.clone();
         let io_thread = io::spawn(IoConfig {
             tap: backends.tap,
             disk: backends.disk,
             console: backends.console,
             gate: GateMode::Shut,
             deliver: sender.deliveries(move |delivery| {
-                let _ = deliveries.send(FromPrimary::Io(delivery).into());
+                deliveries(FromPrimary::Io(delivery));
             }),
         })?;
         let handle = io_thread.handle();
@@ -91,10 +90,10 @@ impl Primary {
         let thread = std::thread::Builder::new()
             .name("vcpu".to_owned())
             .spawn(move || {
-                let mut told = TellSession(events.clone());
+                let mut told = TellSession(tell.clone());
                 if let Err(error) = runner.run_protected(&mut told) {
                     tracing::error!(%error, "the VM cannot go on");
-                    let _ = events.send(FromPrimary::Failed(error.to_string()).into());
+                    tell(FromPrimary::Failed(error.to_string()));
                 }
             })
             .map_err(LiveError::Thread)?;

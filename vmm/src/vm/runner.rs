@@ -359,6 +359,11 @@ impl<L: Switch> Runner<L> {
         told: &mut dyn Told,
     ) -> Result<(), RunnerError> {
         match command {
+            // A connection that took long: its session was given up meanwhile, and the log of a later one
+            // may be on. A session is abandoned before the next begins.
+            Command::StartLog(log, _) if log.position().is_abandoned() => {
+                tracing::info!("a log that was given up is not started");
+            }
             Command::StartLog(log, with) => {
                 if let Some(state) = self.state_at_rest()? {
                     self.recorder.machine_mut().set_dirty_log(true)?;
