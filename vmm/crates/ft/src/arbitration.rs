@@ -217,6 +217,11 @@ impl Arbitration {
         }
     }
 
+    /// Somebody who won it says that `epoch` has a record.
+    pub(crate) fn told_of(&mut self, epoch: Epoch) {
+        self.known = self.known.max(Some(epoch));
+    }
+
     /// Asks what is to be asked now. Decides at once only where nothing needs to be asked.
     pub(crate) fn poll(&mut self, ctx: &mut Context<'_>) -> Option<Outcome> {
         if self.call.is_some() || ctx.now < self.ask_at {

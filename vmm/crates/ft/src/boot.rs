@@ -79,7 +79,8 @@ impl Boot {
     pub(crate) fn is_overtaken(&self, from: HostId, epoch: Epoch) -> bool {
         match &self.stage {
             Stage::Asking { record, .. } | Stage::Blocked { record, .. } => {
-                epoch > record.epoch || (epoch == record.epoch && from == record.owner)
+                let its_own = record.owner == from && record.tenure == Tenure::Alone;
+                epoch > record.epoch || (epoch == record.epoch && its_own)
             }
             Stage::Reading { .. } | Stage::Claiming(_) => false,
         }

@@ -171,6 +171,10 @@ impl Following {
         if named && self.confirmed && matches!(self.stage, Stage::Following) {
             self.read_record(ctx, epoch);
         }
+        // An arbiter that still shows the time before this host was named does not end its standing.
+        if let (true, Stage::Competing { arbitration, .. }) = (named, &mut self.stage) {
+            arbitration.told_of(epoch);
+        }
     }
 
     /// Tells the primary how far this side is, until it is named.
