@@ -1,6 +1,7 @@
 //! Benchmarks of Pollux: each prints a table, or one JSON object with `--json`. Progress goes to
 //! standard error. Exit code 0 means measured, whatever the figures.
 
+mod channel;
 mod cost;
 mod demo;
 mod failover;
@@ -32,6 +33,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// Latency and throughput of the logging channel, beside bare TCP.
+    Channel(channel::Options),
+    /// A process with much memory and a channel, to be killed: part of `channel`.
+    #[command(hide = true)]
+    ChannelMember(channel::MemberOptions),
     /// Round trips of heartbeats on idle and on starved hosts, and times of detection.
     Heartbeat(heartbeat::Options),
     /// A process that joins a session and ticks until it is killed: part of `heartbeat`.
@@ -52,6 +58,10 @@ enum Bench {
 fn main() -> ExitCode {
     let Arguments { bench, json } = Arguments::parse();
     match bench {
+        Bench::Channel(options) => {
+            report::print("channel", json, |report| channel::run(&options, report))
+        }
+        Bench::ChannelMember(options) => channel::member(&options),
         Bench::Heartbeat(options) => {
             report::print("heartbeat", json, |report| heartbeat::run(&options, report))
         }

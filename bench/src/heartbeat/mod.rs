@@ -6,7 +6,7 @@
 mod channel;
 mod cost;
 mod detect;
-mod hogs;
+pub(crate) mod hogs;
 mod rtt;
 mod scheduling;
 mod soak;

@@ -310,6 +310,14 @@ impl VhostUserBackendReqHandlerMut for Control {
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        if let Some(file) = &fd {
+            let flags = rustix::fs::fcntl_getfl(file).map_err(|_| Error::InvalidParam)?;
+            if !flags.contains(OFlags::NONBLOCK) {
+                return Err(Error::InvalidOperation(
+                    "a call eventfd must be a non-blocking one",
+                ));
+            }
+        }
         self.vring(index.into())?.call = fd;
         self.restart(index.into())
     }

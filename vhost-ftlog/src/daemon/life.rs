@@ -7,11 +7,24 @@ use std::path::Path;
 use super::options::Priority;
 
 /// Leaves the session and process group of whoever started the daemon: neither Ctrl-C nor a kill of
-/// the VMM's process group reaches it.
-pub fn detach() {
-    if let Err(error) = rustix::process::setsid() {
-        // A process group leader cannot; it then has a group of its own already.
-        tracing::debug!(%error, "setsid");
+/// the VMM's process group reaches it. True where the daemon has a session of its own now.
+pub fn detach() -> bool {
+    match rustix::process::setsid() {
+        Ok(_) => true,
+        Err(error) => {
+            // A process group leader cannot; it then has a group of its own already.
+            tracing::debug!(%error, "setsid");
+            false
+        }
+    }
+}
+
+/// Lifts the scheduling group of the daemon's session to what its data thread has. Where the kernel makes
+/// a group of each session (sched_autogroup_enabled), the niceness of a thread counts only within it,
+/// and a busy thread of any other session would get half of the CPU.
+pub fn lift_session() {
+    if let Err(error) = std::fs::write("/proc/self/autogroup", "-20") {
+        tracing::debug!(%error, "autogroup");
     }
 }
 
@@ -34,12 +47,16 @@ pub fn enter_cgroup(group: &Path) -> io::Result<()> {
 pub fn schedule(priority: Priority) {
     let result = match priority {
         Priority::None => Ok(()),
-        Priority::Nice => rustix::process::setpriority_process(None, -20).map_err(io::Error::from),
-        Priority::Fifo => fifo(),
+        Priority::Nice => nice(),
+        Priority::Fifo => fifo().or_else(|_| nice()),
     };
     if let Err(error) = result {
         tracing::warn!(%error, ?priority, "scheduling of the data thread stays as it is");
     }
+}
+
+fn nice() -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, -20)?)
 }
 
 fn fifo() -> io::Result<()> {

@@ -68,7 +68,7 @@ pub struct Options {
     #[arg(long)]
     pub spin_hard: bool,
     /// Scheduling of the data thread
-    #[arg(long, value_enum, default_value_t = Priority::Nice)]
+    #[arg(long, value_enum, default_value_t = Priority::Fifo)]
     pub priority: Priority,
     /// Run the data thread on this CPU
     #[arg(long)]
@@ -92,7 +92,8 @@ pub struct Options {
 pub enum Priority {
     /// Nice -20, where permitted
     Nice,
-    /// SCHED_FIFO 1, where permitted
+    /// SCHED_FIFO 1, where permitted, else nice -20: beside busy threads the fair scheduler can keep even
+    /// nice -20 waiting for some milliseconds
     Fifo,
     /// As started
     None,

@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -25,7 +26,7 @@ use super::bulk::BulkStreams;
 use super::control::Control;
 use super::engine::uring::{SetupError, Uring};
 use super::engine::{Command, Engine, EngineConfig, EngineHandle, Report};
-use super::options::{Options, OptionsError};
+use super::options::{Options, OptionsError, Priority};
 use super::peer::Peers;
 use super::probes::Probes;
 use super::{admin, life};
@@ -65,8 +66,14 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Io { what, source }
 }
 
+/// How long a daemon that serves one VMM (`--once`) waits for it: a VMM that dies after it started the daemon
+/// and before it connects would otherwise leave it behind.
+const FIRST_VMM_LIMIT: Duration = Duration::from_secs(15);
+
 /// What wakes the main thread.
 enum Wake {
+    /// No VMM has ever connected.
+    NoVmm,
     Report(Report),
     Terminate,
     DataThreadEnded(Result<(), String>),
@@ -88,8 +95,8 @@ impl Drop for SocketFile {
 pub fn run(options: &Options) -> Result<(), RunError> {
     let key = options.key()?;
     let tuning = options.tuning()?;
-    if !options.foreground {
-        life::detach();
+    if !options.foreground && life::detach() && options.priority != Priority::None {
+        life::lift_session();
     }
     life::spare_from_oom();
     if let Some(group) = &options.cgroup {
@@ -119,10 +126,15 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         thread("ftlog-admin", move || admin::serve(&listener, &engine))?;
     }
     let has_vmm = Arc::new(AtomicBool::new(false));
-    serve_vmm(vmm_listener, &engine, &peers, &bulk, tuning, &has_vmm)?;
+    let had_vmm = Arc::new(AtomicBool::new(false));
+    let connected = [&has_vmm, &had_vmm];
+    serve_vmm(vmm_listener, &engine, &peers, &bulk, tuning, connected)?;
     watch_signals(&wake)?;
     if options.announce {
         announce(address);
+    }
+    if options.once {
+        watch_first_vmm(&wake, &had_vmm)?;
     }
     let probes = Probes::start(options.probes.as_deref(), &engine);
     let probes = probes.map_err(io_error("start a thread"))?;
@@ -154,6 +166,12 @@ fn wait(
                 if once && !has_vmm.load(Ordering::Acquire) {
                     return Ok(());
                 }
+            }
+            Wake::NoVmm => {
+                tracing::warn!(
+                    "no VMM has connected in {FIRST_VMM_LIMIT:?}: the one that started this is gone"
+                );
+                return Ok(());
             }
             Wake::Terminate if draining => return Ok(()),
             Wake::Terminate => {
@@ -231,14 +249,15 @@ fn serve_vmm(
     peers: &Peers,
     bulk: &Arc<BulkStreams>,
     tuning: Tuning,
-    has_vmm: &Arc<AtomicBool>,
+    [has_vmm, had_vmm]: [&Arc<AtomicBool>; 2],
 ) -> Result<(), RunError> {
     let (engine, peers) = (engine.clone(), peers.clone());
-    let (bulk, has_vmm) = (Arc::clone(bulk), Arc::clone(has_vmm));
+    let (bulk, has_vmm, had_vmm) = (Arc::clone(bulk), Arc::clone(has_vmm), Arc::clone(had_vmm));
     thread("ftlog-control", move || {
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
             has_vmm.store(true, Ordering::Release);
+            had_vmm.store(true, Ordering::Release);
             let control = Control::new(engine.clone(), peers.clone(), Arc::clone(&bulk), tuning);
             serve_one(stream, control);
             has_vmm.store(false, Ordering::Release);
@@ -265,6 +284,17 @@ fn serve_one(stream: UnixStream, control: Control) {
             }
         }
     }
+}
+
+fn watch_first_vmm(wake: &mpsc::Sender<Wake>, had_vmm: &Arc<AtomicBool>) -> Result<(), RunError> {
+    let (wake, had_vmm) = (wake.clone(), Arc::clone(had_vmm));
+    thread("ftlog-first-vmm", move || {
+        std::thread::sleep(FIRST_VMM_LIMIT);
+        if !had_vmm.load(Ordering::Acquire) {
+            // It ends with the daemon.
+            let _ = wake.send(Wake::NoVmm);
+        }
+    })
 }
 
 fn watch_signals(wake: &mpsc::Sender<Wake>) -> Result<(), RunError> {

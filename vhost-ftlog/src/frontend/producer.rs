@@ -84,6 +84,24 @@ impl LogProducer {
         len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<Option<Seq>, Error> {
+        let appended = self.place_and_add(len, fill)?;
+        if let Some(seq) = appended {
+            if self.ring.needs_kick() {
+                self.kick();
+                self.has_told(seq.next());
+            } else {
+                self.stats.kicks_suppressed += 1;
+            }
+        }
+        Ok(appended)
+    }
+
+    #[inline]
+    fn place_and_add(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<Option<Seq>, Error> {
         if len == 0 || len > MAX_APPEND_LEN {
             return Err(Error::AppendLen(len));
         }
@@ -104,12 +122,6 @@ impl LogProducer {
         })?;
         self.stats.appends += 1;
         usdt::appended(self.memory.number, seq.0, seq.0 + 1);
-        if self.ring.needs_kick() {
-            self.kick();
-            self.has_told(seq.next());
-        } else {
-            self.stats.kicks_suppressed += 1;
-        }
         Ok(Some(seq))
     }
 
@@ -159,12 +171,7 @@ impl LogProducer {
     /// it sleeps.
     #[inline]
     pub fn flush(&mut self, upto: Seq) {
-        let control = self.memory.control();
-        control
-            .producer
-            .flush_ns
-            .store(monotonic_ns(), Ordering::Relaxed);
-        if control.doorbell().request(upto.0) {
+        if self.request(upto) {
             self.kick();
         } else {
             self.stats.kicks_suppressed += 1;
@@ -181,15 +188,32 @@ impl LogProducer {
         }
     }
 
-    /// Publishes an append and has everything up to it sent at once.
+    /// Raises the flush request; true where the daemon must be kicked for it.
+    #[inline]
+    fn request(&self, upto: Seq) -> bool {
+        let control = self.memory.control();
+        control
+            .producer
+            .flush_ns
+            .store(monotonic_ns(), Ordering::Relaxed);
+        control.doorbell().request(upto.0)
+    }
+
+    /// Publishes an append and has everything up to it sent at once, with one kick at most.
     ///
     /// # Errors
     /// As [`LogProducer::append`].
     #[inline]
     pub fn append_urgent(&mut self, bytes: &[u8]) -> Result<Option<Seq>, Error> {
-        let appended = self.append(bytes)?;
+        let appended = self.place_and_add(bytes.len(), |to| to.copy_from_slice(bytes))?;
         if let Some(seq) = appended {
-            self.flush(seq.next());
+            let sleeps = self.request(seq.next());
+            if self.ring.needs_kick() || sleeps {
+                self.kick();
+            } else {
+                self.stats.kicks_suppressed += 1;
+            }
+            self.has_told(seq.next());
         }
         Ok(appended)
     }

@@ -34,7 +34,7 @@ pub(super) struct QueueEvents {
 impl QueueEvents {
     pub(super) fn new() -> Result<Self, Error> {
         Ok(Self {
-            kick: Event::new()?,
+            kick: Event::kick()?,
             call: Event::new()?,
         })
     }

@@ -8,16 +8,26 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, io_error};
 
-/// An eventfd that this process waits on or writes to. Blocking, as the daemon needs its kicks.
+/// An eventfd that this process waits on or writes to.
 #[derive(Debug)]
 pub(super) struct Event {
     file: OwnedFd,
 }
 
 impl Event {
+    /// One that the daemon waits on: it needs a blocking one.
+    pub(super) fn kick() -> Result<Self, Error> {
+        Self::with(EventfdFlags::CLOEXEC)
+    }
+
+    /// One that this process waits on. Nobody who writes to it waits.
     pub(super) fn new() -> Result<Self, Error> {
-        let file = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
-            .map_err(|error| io_error("eventfd")(error.into()))?;
+        Self::with(EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+    }
+
+    fn with(flags: EventfdFlags) -> Result<Self, Error> {
+        let file =
+            rustix::event::eventfd(0, flags).map_err(|error| io_error("eventfd")(error.into()))?;
         Ok(Self { file })
     }
 
@@ -28,10 +38,6 @@ impl Event {
 
     /// Waits until it is signalled, takes the signals; false after `limit`.
     pub(super) fn wait(&self, limit: Option<Duration>) -> Result<bool, Error> {
-        if limit.is_none() {
-            self.take()?;
-            return Ok(true);
-        }
         let mut poll = [PollFd::new(&self.file, PollFlags::IN)];
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         match rustix::event::poll(&mut poll, limit.as_ref()) {
@@ -53,15 +59,7 @@ impl Event {
 
     /// Takes signals that are there, without waiting.
     pub(super) fn clear(&self) -> Result<(), Error> {
-        let mut poll = [PollFd::new(&self.file, PollFlags::IN)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        if matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(1)) {
-            self.take()?;
-        }
-        Ok(())
+        self.take()
     }
 
     /// The same eventfd in the type of the vhost crate.

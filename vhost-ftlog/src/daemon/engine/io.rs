@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use format::ACK_LEN;
 
-use super::ring_io::{Completion, Op, Ring, SLOTS, Slot, Wait};
+use super::ring_io::{Completion, KernelTime, Op, Ring, SLOTS, Slot, Wait};
 
 /// A kind of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub(super) enum Token {
     SendAck,
     /// Acknowledgement records coming in.
     ReceiveAck,
-    /// Calls: answered only where they fail.
-    Call,
+    /// The time to tick.
+    Tick,
     /// Cancellations.
     Cancel,
 }
@@ -52,7 +52,7 @@ const ALL: [Token; 11] = [
     Token::ReceiveLog,
     Token::SendAck,
     Token::ReceiveAck,
-    Token::Call,
+    Token::Tick,
     Token::Cancel,
 ];
 
@@ -80,8 +80,8 @@ pub(super) const ACK_BUFFER: usize = 128 * ACK_LEN;
 
 /// Memory that operations use. It must not move or go while they are under way.
 struct Words {
+    tick: KernelTime,
     counts: [UnsafeCell<u64>; SLOTS as usize],
-    one: u64,
     acks_in: UnsafeCell<[u8; ACK_BUFFER]>,
     ack_out: UnsafeCell<[u8; ACK_LEN]>,
 }
@@ -96,6 +96,8 @@ pub(super) struct Io<R> {
     enters: u64,
 }
 
+/// How often the data thread wakes to tick its progress word, in ns, while there is a VMM.
+const TICK_NS: i64 = 20_000_000;
 /// The longest time that a cancellation is waited for at once, in ns.
 const CANCEL_WAIT_NS: u64 = 100_000_000;
 
@@ -105,8 +107,11 @@ impl<R: Ring> Io<R> {
         Self {
             ring,
             words: Box::new(Words {
+                tick: KernelTime {
+                    seconds: 0,
+                    nanoseconds: TICK_NS,
+                },
                 counts: std::array::from_fn(|_| UnsafeCell::new(0)),
-                one: 1,
                 acks_in: UnsafeCell::new([0; ACK_BUFFER]),
                 ack_out: UnsafeCell::new([0; ACK_LEN]),
             }),
@@ -168,17 +173,21 @@ impl<R: Ring> Io<R> {
         unsafe { self.begin(token, Op::ReadEvent { slot, count }) };
     }
 
-    /// Adds one to an eventfd.
-    pub(super) fn call(&mut self, slot: Slot) {
-        if self.files[slot as usize].is_none() {
-            return;
+    /// Wakes this thread after the time of a tick, unless that is under way.
+    pub(super) fn watch_tick(&mut self) {
+        if !self.is_under_way(Token::Tick) {
+            let after = &raw const self.words.tick;
+            // SAFETY: the time lives in a box as long as self and never changes.
+            unsafe { self.begin(Token::Tick, Op::Timer { after }) };
         }
-        let one = &raw const self.words.one;
-        // SAFETY: the word lives in a box as long as self and never changes.
-        unsafe {
-            self.ring
-                .push(Op::WriteEvent { slot, one }, Token::Call as u64)
-        };
+    }
+
+    /// Adds one to an eventfd, at once.
+    pub(super) fn call(&mut self, slot: Slot) {
+        if let Some(event) = &self.files[slot as usize] {
+            self.enters += 1;
+            self.ring.signal(slot, event.as_fd());
+        }
     }
 
     /// Sends a message on the connection.
@@ -253,24 +262,30 @@ impl<R: Ring> Io<R> {
         unsafe { self.begin(Token::Owner, Op::WaitWord { word, value }) };
     }
 
-    /// Hands over what is queued and waits for answers.
+    /// Hands over what is queued and waits for answers. No system call where answers are there already
+    /// and nothing is queued.
     ///
     /// # Errors
     /// What the kernel says.
     pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let answered = self.has_answer();
+        if answered && !self.ring.has_work() {
+            return Ok(());
+        }
         self.enters += 1;
-        let wait = if self.deferred.is_empty() {
-            wait
-        } else {
-            Wait::No
-        };
-        self.ring.enter(wait)
+        self.ring.enter(if answered { Wait::No } else { wait })
     }
 
     /// Whether entering now makes sense without waiting.
     #[inline]
     pub(super) fn has_work(&mut self) -> bool {
-        !self.deferred.is_empty() || self.ring.has_work()
+        self.ring.has_work()
+    }
+
+    /// Whether there is an answer.
+    #[inline]
+    pub(super) fn has_answer(&mut self) -> bool {
+        !self.deferred.is_empty() || self.ring.has_answer()
     }
 
     /// The next completion.
@@ -285,7 +300,7 @@ impl<R: Ring> Io<R> {
                 }
             };
             match Token::of(completion.token) {
-                Some(Token::Cancel | Token::Call) | None => {}
+                Some(Token::Cancel) | None => {}
                 Some(token) => return Some((token, completion)),
             }
         }

@@ -10,7 +10,7 @@ use format::{ACK_LEN, AckRecord, Seq};
 use super::command::{Prepared, Report, SessionParamsOf};
 use super::io::{ON_SOCKET, Token};
 use super::receiver::Progress;
-use super::ring_io::{Ring, Slot};
+use super::ring_io::{Ring, Slot, Wait};
 use super::sender::Acked;
 use super::{Engine, Receiver};
 use crate::config_space::{LinkState, Reach, Role, SessionParams, Status, Tuning};
@@ -197,10 +197,14 @@ impl<R: Ring> Engine<R> {
     }
 
     /// Acknowledges what is committed, then calls the VMM.
-    pub(super) fn pump_delivery(&mut self) {
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn pump_delivery(&mut self) -> std::io::Result<()> {
         let Some(receiver) = &mut self.receiver else {
-            return;
+            return Ok(());
         };
+        let mut acknowledged = false;
         let session = self.params.map(|params| params.session);
         if let (Some(session), Some(link)) = (session, &self.link)
             && !link.closing
@@ -209,11 +213,17 @@ impl<R: Ring> Engine<R> {
         {
             self.io.send_ack(record.encode(session));
             self.stats.counters.acks_out += 1;
+            acknowledged = true;
         }
         if receiver.wants_call() {
             self.stats.counters.calls += 1;
+            if acknowledged {
+                // The acknowledgement leaves first: somebody waits for it on the other host.
+                self.io.enter(Wait::No)?;
+            }
             self.io.call(Slot::DeliveryCall);
         }
+        Ok(())
     }
 
     pub(super) fn ack_sent(&mut self, result: i32) {

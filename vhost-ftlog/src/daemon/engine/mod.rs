@@ -53,9 +53,9 @@ use super::memory::DeviceMemory;
 use crate::config_space::{Role, SessionParams, Tuning};
 use crate::notice::Notice;
 
-/// How often the data thread wakes to tick its progress word, in ns, while there is a VMM.
-const TICK_NS: u64 = 20_000_000;
-/// How often it wakes without one.
+/// How long the sender spins on after an acknowledgement, in ns.
+const AFTER_ACK_NS: u64 = 50_000;
+/// How often the data thread wakes without a VMM, in ns. With one, a tick wakes it.
 const IDLE_NS: u64 = 1_000_000_000;
 
 /// What the engine needs besides its ring.
@@ -78,6 +78,8 @@ pub struct Engine<R> {
     stats: Stats,
     spin: SpinBudget,
     now: u64,
+    /// When the kernel last had an answer, in ns.
+    worked_at: u64,
     commands_due: bool,
     /// Something changed while this turn prepared to wait: take another turn at once.
     again: bool,
@@ -129,6 +131,7 @@ impl<R: Ring> Engine<R> {
             stats: Stats::default(),
             spin: SpinBudget::default(),
             now,
+            worked_at: 0,
             commands_due: true,
             again: false,
             memory: None,
@@ -172,7 +175,7 @@ impl<R: Ring> Engine<R> {
             self.run_commands();
         }
         self.again = false;
-        self.pump();
+        self.pump()?;
         self.arm()?;
         self.tick();
         if self.again {
@@ -181,17 +184,25 @@ impl<R: Ring> Engine<R> {
             self.rest()?;
         }
         while let Some((token, completion)) = self.io.next() {
+            if token != Token::Tick {
+                self.worked_at = self.now;
+                self.spin.renew(self.now);
+            }
             self.complete(token, completion);
         }
         Ok(())
     }
 
     /// Moves what can be moved.
-    fn pump(&mut self) {
+    fn pump(&mut self) -> std::io::Result<()> {
         if let Err(error) = self.pump_queues() {
             tracing::error!(%error, "the VMM broke a ring");
             self.broken();
         }
+        if self.role() == Some(Role::Receiver) {
+            self.pump_delivery()?;
+        }
+        Ok(())
     }
 
     fn pump_queues(&mut self) -> Result<(), ring::Error> {
@@ -199,10 +210,8 @@ impl<R: Ring> Engine<R> {
             sender.look_at_flush();
             sender.gather(self.now)?;
         }
-        match self.params.map(|params| params.role) {
-            Some(Role::Sender) if self.link.is_some() => self.send_frame(),
-            Some(Role::Receiver) => self.pump_delivery(),
-            _ => {}
+        if self.role() == Some(Role::Sender) && self.link.is_some() {
+            self.send_frame();
         }
         if self.notices.is_waiting() && self.notices.flush()? {
             self.stats.counters.calls += 1;
@@ -218,10 +227,11 @@ impl<R: Ring> Engine<R> {
                 self.stats.counters.spins += 1;
             }
             if self.spin.may_spin(&self.tuning, self.now) {
-                if self.io.has_work() {
+                if self.io.has_answer() || self.io.has_work() {
                     return self.io.enter(Wait::No);
                 }
-                if self.config.yield_in_spin {
+                // While an Output waits for the peer nobody on this CPU has more urgent things to do.
+                if self.config.yield_in_spin && !self.waits_for_peer() {
                     std::thread::yield_now();
                 } else {
                     std::hint::spin_loop();
@@ -240,8 +250,10 @@ impl<R: Ring> Engine<R> {
             return false;
         }
         match (&self.sender, &self.receiver, self.params) {
+            // The next Output often comes soon after the last one was acknowledged.
             (Some(sender), _, Some(params)) if params.role == Role::Sender => {
-                sender.output_waits() || self.spin.is_spinning()
+                sender.output_waits()
+                    || (self.spin.is_spinning() && self.now - self.worked_at < AFTER_ACK_NS)
             }
             // Frames that came a moment ago announce the next ones.
             (_, Some(_), Some(params)) if params.role == Role::Receiver => self
@@ -250,6 +262,10 @@ impl<R: Ring> Engine<R> {
                 .is_some_and(|link| link.is_recent(self.now, &self.tuning)),
             _ => false,
         }
+    }
+
+    fn waits_for_peer(&self) -> bool {
+        self.role() == Some(Role::Sender) && self.sender.as_ref().is_some_and(Sender::output_waits)
     }
 
     fn sleep(&mut self) -> std::io::Result<()> {
@@ -271,7 +287,7 @@ impl<R: Ring> Engine<R> {
             self.io.enter(Wait::No)?;
         } else {
             self.stats.counters.sleeps += 1;
-            self.io.enter(Wait::AtMost(self.until_deadline()))?;
+            self.io.enter(self.until_deadline())?;
         }
         if let Some(sender) = &self.sender {
             sender.wake();
@@ -293,19 +309,17 @@ impl<R: Ring> Engine<R> {
         }
     }
 
-    fn until_deadline(&self) -> u64 {
-        let tick = if self.memory.is_some() {
-            TICK_NS
-        } else {
-            IDLE_NS
-        };
+    fn until_deadline(&self) -> Wait {
         let batch = self
             .sender
             .as_ref()
             .filter(|sender| self.link.is_some() && !sender.in_flight())
-            .and_then(|sender| sender.deadline(&self.tuning))
-            .map_or(u64::MAX, |deadline| deadline.saturating_sub(self.now));
-        tick.min(batch)
+            .and_then(|sender| sender.deadline(&self.tuning));
+        match batch {
+            Some(deadline) => Wait::AtMost(deadline.saturating_sub(self.now)),
+            None if self.memory.is_some() => Wait::ForAnswer,
+            None => Wait::AtMost(IDLE_NS),
+        }
     }
 
     /// The progress word, the death of the VMM where no operation watches it, and what is overdue.
@@ -334,6 +348,9 @@ impl<R: Ring> Engine<R> {
         self.io.watch_event(Token::LogKick, Slot::LogKick);
         self.io.watch_event(Token::DeliveryKick, Slot::DeliveryKick);
         self.io.watch_event(Token::EventKick, Slot::EventKick);
+        if self.memory.is_some() {
+            self.io.watch_tick();
+        }
         self.watch_owner();
         self.arm_link()
     }
@@ -354,7 +371,7 @@ impl<R: Ring> Engine<R> {
             Token::ReceiveLog => self.log_received(completion.result),
             Token::SendAck => self.ack_sent(completion.result),
             Token::ReceiveAck => self.acks_received(completion.result),
-            Token::Call | Token::Cancel => {}
+            Token::Tick | Token::Cancel => {}
         }
     }
 

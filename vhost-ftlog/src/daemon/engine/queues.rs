@@ -98,7 +98,7 @@ impl<R: Ring> Engine<R> {
             self.stop_queue(index);
         }
         self.io
-            .quiesce(&[Token::Owner])
+            .quiesce(&[Token::Owner, Token::Tick])
             .expect("a ring that worked cancels its operations");
         self.memory = None;
         self.vmm_dead = false;
@@ -209,7 +209,7 @@ impl<R: Ring> Engine<R> {
         self.notices = Notices::default();
     }
 
-    fn role(&self) -> Option<Role> {
+    pub(super) fn role(&self) -> Option<Role> {
         self.params.map(|params| params.role)
     }
 

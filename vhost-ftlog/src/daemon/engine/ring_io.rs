@@ -35,6 +35,16 @@ pub enum Slot {
 /// How many slots there are.
 pub const SLOTS: u32 = 8;
 
+/// `struct __kernel_timespec` of linux/time_types.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct KernelTime {
+    /// Whole seconds.
+    pub seconds: i64,
+    /// Nanoseconds of the rest.
+    pub nanoseconds: i64,
+}
+
 /// One operation.
 #[derive(Debug, Clone, Copy)]
 pub enum Op {
@@ -44,13 +54,6 @@ pub enum Op {
         slot: Slot,
         /// Where the count goes.
         count: *mut u64,
-    },
-    /// Add one to an eventfd. Answered only where it fails.
-    WriteEvent {
-        /// Which.
-        slot: Slot,
-        /// A one.
-        one: *const u64,
     },
     /// Send a whole message on the connection, from many buffers.
     SendMessage {
@@ -80,6 +83,11 @@ pub enum Op {
         /// Do not wait unless it has this value.
         value: u32,
     },
+    /// Wait for a time.
+    Timer {
+        /// How long.
+        after: *const KernelTime,
+    },
     /// Cancel the operation of this token.
     Cancel {
         /// Its token.
@@ -103,6 +111,8 @@ pub struct Completion {
 pub enum Wait {
     /// Not at all.
     No,
+    /// Until an answer is there. Costs less than a wait with a limit, which sets and clears a timer.
+    ForAnswer,
     /// Until an answer is there, at most this long, in nanoseconds.
     AtMost(u64),
 }
@@ -114,6 +124,10 @@ pub trait Ring {
     /// # Errors
     /// What the kernel says.
     fn set_file(&mut self, slot: Slot, file: Option<BorrowedFd<'_>>) -> io::Result<()>;
+
+    /// Adds one to an eventfd at once, without waiting. Not an operation: the kernel hands writes to
+    /// eventfds to a worker thread, which takes longer than all the rest of an acknowledgement.
+    fn signal(&mut self, slot: Slot, event: BorrowedFd<'_>);
 
     /// Queues an operation.
     ///
@@ -130,6 +144,9 @@ pub trait Ring {
 
     /// Whether [`Ring::enter`] has something to do that needs no waiting.
     fn has_work(&mut self) -> bool;
+
+    /// Whether [`Ring::next`] has an answer, without entering.
+    fn has_answer(&mut self) -> bool;
 
     /// The next answer.
     fn next(&mut self) -> Option<Completion>;

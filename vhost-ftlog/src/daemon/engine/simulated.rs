@@ -143,10 +143,6 @@ impl Kernel {
                 unsafe { count.write(std::mem::take(signalled)) };
                 self.answer(token, 8);
             }
-            Op::WriteEvent { slot, one } => {
-                // SAFETY: the engine keeps the word until the answer.
-                self.events[slot as usize] += unsafe { one.read() };
-            }
             Op::SendMessage { message } => {
                 // SAFETY: the engine keeps message and buffers until the answer.
                 let sent = unsafe { self.send_message(message) };
@@ -175,7 +171,8 @@ impl Kernel {
                 }
                 self.answer(token, 0);
             }
-            Op::Cancel { .. } => {} // carried out when it was pushed
+            Op::Timer { .. } => return None, // time is the test's
+            Op::Cancel { .. } => {}          // carried out when it was pushed
         }
         Some(())
     }
@@ -256,6 +253,12 @@ impl Ring for Simulated {
         Ok(())
     }
 
+    fn signal(&mut self, slot: Slot, _event: BorrowedFd<'_>) {
+        let mut kernel = self.kernel();
+        kernel.entered += 1;
+        kernel.events[slot as usize] += 1;
+    }
+
     unsafe fn push(&mut self, op: Op, token: u64) {
         let mut kernel = self.kernel();
         if let Op::Cancel { token: of } = op {
@@ -269,16 +272,18 @@ impl Ring for Simulated {
         let mut kernel = self.kernel();
         kernel.entered += 1;
         kernel.advance();
-        if kernel.completions.is_empty() && matches!(wait, Wait::AtMost(_)) {
+        if kernel.completions.is_empty() && wait != Wait::No {
             kernel.slept += 1;
         }
         Ok(())
     }
 
     fn has_work(&mut self) -> bool {
-        let mut kernel = self.kernel();
-        kernel.advance();
-        !kernel.completions.is_empty()
+        !self.kernel().waiting.is_empty()
+    }
+
+    fn has_answer(&mut self) -> bool {
+        !self.kernel().completions.is_empty()
     }
 
     fn next(&mut self) -> Option<Completion> {

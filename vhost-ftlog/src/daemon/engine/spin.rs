@@ -14,8 +14,10 @@ pub(super) struct SpinBudget {
     /// Spinning that is left, in ns; below zero where the last look came late.
     tokens_ns: i64,
     filled_at: u64,
-    /// Start of the present spin, in ns.
+    /// Start of the present wait, in ns, where it spins.
     started: Option<u64>,
+    /// When the data thread last slept, in ns.
+    began: u64,
     last: u64,
 }
 
@@ -38,15 +40,25 @@ impl SpinBudget {
                 .saturating_sub_unsigned(now.saturating_sub(self.last));
         }
         self.last = now;
+        if self.started.is_none() {
+            self.began = now;
+        }
         let started = *self.started.get_or_insert(now);
         let unlimited = tuning.spin_permille >= 1000;
         (unlimited || self.tokens_ns > 0) && now - started < u64::from(tuning.spin_us) * 1000
     }
 
-    /// Work came or the data thread goes to sleep: the present spin is over. Returns its length in ns.
+    /// Something came: what is waited for from now on may be waited for as long again.
+    pub(super) fn renew(&mut self, now: u64) {
+        if let Some(started) = &mut self.started {
+            *started = now;
+        }
+    }
+
+    /// The data thread goes to sleep: the present spin is over. Returns its length in ns.
     pub(super) fn stop(&mut self, now: u64) -> Option<u64> {
-        let started = self.started.take()?;
-        Some(now.saturating_sub(started))
+        self.started.take()?;
+        Some(now.saturating_sub(self.began))
     }
 
     /// Whether a spin is under way.
@@ -76,6 +88,17 @@ mod tests {
         assert!(!budget.may_spin(&tuning, 1_050_000));
         assert_eq!(budget.stop(1_050_000), Some(50_000));
         assert!(budget.may_spin(&tuning, 1_060_000));
+    }
+
+    #[test]
+    fn what_comes_while_spinning_gives_the_next_wait_its_whole_time() {
+        let mut budget = SpinBudget::default();
+        let tuning = tuning(50, 1000);
+        assert!(budget.may_spin(&tuning, 1_000_000));
+        budget.renew(1_040_000);
+        assert!(budget.may_spin(&tuning, 1_089_999));
+        assert!(!budget.may_spin(&tuning, 1_090_000));
+        assert_eq!(budget.stop(1_090_000), Some(90_000));
     }
 
     #[test]
