@@ -205,6 +205,29 @@ fn a_consumer_dies_and_nothing_is_acknowledged_that_it_had_not() {
     }
 }
 
+/// Both processes of the backup's side die, in either order: the primary counts nothing as acknowledged
+/// that the dead consumer could not have read.
+#[test]
+fn the_whole_backup_dies_and_nothing_is_acknowledged_that_it_had_not() {
+    let (mut random, _note) = seeded("the_whole_backup");
+    for _ in 0..crashes(4) {
+        let rig = Rig::new("backup");
+        let mut backup = Vmm::consumer(&rig);
+        let mut primary = Vmm::producer(&rig, backup.listen());
+        backup.wait_progress(random.random_range(1..400));
+        let daemon = backup.daemon_pid();
+        if random.random_ratio(1, 2) {
+            kill(daemon);
+            backup.kill();
+        } else {
+            backup.kill();
+            kill(daemon);
+        }
+        primary.kill();
+        assert!(primary.acked() <= backup.committed());
+    }
+}
+
 /// Not a test: the body of a VMM-side process, run by the tests above.
 #[test]
 #[ignore = "run as a process of its own by the other tests"]
