@@ -245,8 +245,11 @@ impl<R: Ring> Engine<R> {
         self.sender = None;
         self.receiver = None;
         self.notify(Notice::Broken);
-        if self.notices.flush().is_ok_and(|call| call) {
-            self.io.call(Slot::EventCall);
+        match self.notices.flush() {
+            Ok(true) => self.io.call(Slot::EventCall),
+            Ok(false) => {}
+            // It is the event queue that is broken: nothing can be told any more.
+            Err(_) => drop(self.notices.stop()),
         }
     }
 

@@ -347,6 +347,22 @@ fn the_delivery_ring_goes_round_and_round() {
     }
 }
 
+/// Nothing can be told to a VMM that breaks the event queue: the data thread gives it up and rests.
+#[test]
+fn a_broken_event_queue_does_not_keep_the_data_thread_awake() {
+    let mut side = Side::new(Role::Receiver, true);
+    let avail = side.memory.layout().event_ring.avail;
+    let memory = side.engine.memory.clone().unwrap();
+    memory.mapping().write(avail + 2, &u16::MAX.to_le_bytes());
+    let of = SessionParamsOf::from(&side.params());
+    let prepared = side.ask(|reply| Command::Prepare(None, of, reply)).unwrap();
+    let (socket, _) = UnixStream::pair().unwrap();
+    let socket = TcpStream::from(OwnedFd::from(socket));
+    side.tell(Command::Adopt(prepared.generation, socket, Seq(0)));
+    side.settle();
+    assert!(side.engine.params.is_none(), "the session is over");
+}
+
 /// A receiver that is given anything else than the log that is due drops the connection.
 #[test]
 fn damage_ends_the_connection_and_commits_nothing() {
