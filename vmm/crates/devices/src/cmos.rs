@@ -150,7 +150,7 @@ impl Cmos {
             return self.encode(hour);
         }
         let pm = if hour % 24 >= 12 { HOUR_PM } else { 0 };
-        self.encode((hour + 11) % 12 + 1) | pm
+        self.encode((hour % 24 + 11) % 12 + 1) | pm
     }
 
     fn hour_from_register(&self, value: u8) -> u8 {

@@ -13,10 +13,10 @@ use crate::effects::is_output;
 use crate::machine::MachineError;
 use crate::{Machine, OutputSum, Ran};
 
-/// Exits without an entry after which the log gets a [`Event::Reached`], so that a replica does not
-/// fall behind a busy but silent guest.
+/// Exits without a digest after which the log gets a [`Event::Reached`], so that a replica of a busy but
+/// silent guest neither falls behind nor diverges for long unnoticed, whatever else is logged.
 const SILENT_EXITS: u64 = 512;
-/// The same for a guest that has come to rest in HLT.
+/// Exits without any entry after which a guest that has come to rest in HLT gets one.
 const SILENT_EXITS_HALTED: u64 = 64;
 /// How often the dirty log is cleared at a numbered exit, in ns of virtual time: a bound on the size of
 /// the first delta after a time without any.
@@ -137,6 +137,7 @@ pub struct Recorder<V, C, O, L> {
     sum: OutputSum,
     held: Vec<Effect>,
     last_entry_exit: u64,
+    last_digest_exit: u64,
     dirty_cleared: VirtualTime,
     scratch: Vec<u8>,
     quiescing: bool,
@@ -151,6 +152,7 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
         let dirty_cleared = machine.board().now();
         Self {
             last_entry_exit: machine.exit().0,
+            last_digest_exit: machine.exit().0,
             machine,
             outside,
             log,
@@ -205,15 +207,17 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
         }
         if self.machine.is_halted() {
             let timer = self.machine.board().next_timer();
-            self.outside.wait(if self.quiescing { None } else { timer });
+            if self.quiescing {
+                // It waits itself, for what there is to wait for.
+                self.take_inputs()?;
+                return self.come_to_quiet();
+            }
+            self.outside.wait(timer);
             self.take_inputs()?;
-            return if self.quiescing {
-                self.come_to_quiet()
-            } else {
-                self.finish_point()
-            };
+            return self.finish_point();
         }
-        if self.quiescing && self.machine.is_left() && !self.kicked {
+        let may_rest = self.machine.is_left() && !self.kicked;
+        if self.quiescing && may_rest && !self.has_disk_outstanding() {
             return Ok(Step::Quiet);
         }
         if !self.machine.is_open() && !self.machine.wants_time() {
@@ -364,6 +368,9 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
     fn entry(&mut self, event: Event<'_>) -> Result<(), RecordError> {
         let mut encoded = std::mem::take(&mut self.scratch);
         encoded.clear();
+        if matches!(event, Event::Output { .. } | Event::Reached { .. }) {
+            self.last_digest_exit = self.machine.exit().0;
+        }
         Entry {
             exit: self.machine.exit(),
             event,
@@ -440,8 +447,10 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
 
     /// Keeps a replica close behind a silent guest, and the next delta small.
     fn keep_log_alive(&mut self, halted: bool) -> Result<(), RecordError> {
-        let silent = self.machine.exit().0 - self.last_entry_exit;
-        if silent >= SILENT_EXITS || (halted && silent >= SILENT_EXITS_HALTED) {
+        let exit = self.machine.exit().0;
+        let unchecked = exit - self.last_digest_exit >= SILENT_EXITS;
+        let silent = halted && exit - self.last_entry_exit >= SILENT_EXITS_HALTED;
+        if self.machine.is_at_exit() && (unchecked || silent) {
             let digest = self.machine.digest().0;
             self.entry(Event::Reached { digest })?;
         }

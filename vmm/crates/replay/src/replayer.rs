@@ -322,9 +322,12 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
 
     /// Goes live where the log ends: an incomplete large entry is discarded. Returns the machine, the
     /// confirmed network output that may not have left (to be sent again: receivers drop duplicates),
-    /// and the effects of the present point that nobody has seen yet.
+    /// and the effects of the present point that nobody has seen yet. Requests are not among them: the board
+    /// has all that are outstanding, and one that was issued twice could land after a later one.
     pub fn into_live(self) -> (Machine<V, C>, Vec<Effect>, Vec<Effect>) {
-        (self.machine, self.recent.into(), self.unconfirmed)
+        let mut unconfirmed = self.unconfirmed;
+        unconfirmed.retain(|effect| effect.request().is_none());
+        (self.machine, self.recent.into(), unconfirmed)
     }
 
     /// Takes the confirmed network output since the last call.
