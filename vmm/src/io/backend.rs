@@ -76,6 +76,7 @@ impl Backend {
     pub(super) fn run(mut self) {
         if let Err(error) = self.serve() {
             tracing::error!(%error, "host I/O stopped");
+            (self.config.deliver)(Delivery::Failed(format!("host I/O stopped: {error}")));
         }
     }
 
@@ -150,7 +151,7 @@ impl Backend {
                         (self.config.deliver)(Delivery::GateHolds(session, at));
                     }
                 }
-                Ok(ToIo::Fold) => self.fold(),
+                Ok(ToIo::Fold) => self.fold()?,
                 Ok(ToIo::Unquarantine) => self.unquarantine()?,
                 Ok(ToIo::Announce(frame)) if self.gate.is_shut() => drop(frame),
                 Ok(ToIo::Announce(frame)) => self.start(frame)?,
@@ -259,7 +260,7 @@ impl Backend {
         }
     }
 
-    fn complete(&mut self, done: Done<Tag>) -> io::Result<()> {
+    pub(super) fn complete(&mut self, done: Done<Tag>) -> io::Result<()> {
         match done.tag {
             Tag::Wake => {
                 let wake = self.shared.wake.as_raw_fd();

@@ -66,6 +66,8 @@ pub enum Delivery {
     GateGap(ClockGap),
     /// The person at the console wants to leave.
     Quit,
+    /// Host I/O has ended and cannot go on: why.
+    Failed(String),
 }
 
 pub(super) enum ToIo {
@@ -102,6 +104,20 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn new() -> io::Result<Self> {
+        let limits = GateLimits::default();
+        Ok(Self {
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            sleeping: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
+            most_held: AtomicUsize::new(limits.count),
+            most_bytes: AtomicUsize::new(limits.bytes),
+            net_waiting: AtomicUsize::new(0),
+            stats: Mutex::new(GateStats::default()),
+        })
+    }
+
     /// So much is on its way, or dropped.
     pub(super) fn let_go(&self, count: usize, bytes: usize) {
         self.held.fetch_sub(count, Ordering::Relaxed);
@@ -229,17 +245,7 @@ impl Drop for IoThread {
 /// There is no io_uring, or no thread.
 pub fn spawn(config: IoConfig) -> Result<IoThread, IoError> {
     let (send, receive) = channel();
-    let limits = GateLimits::default();
-    let shared = Arc::new(Shared {
-        wake: EventFd::new(EFD_NONBLOCK).map_err(IoError::Thread)?,
-        sleeping: AtomicBool::new(false),
-        held: AtomicUsize::new(0),
-        held_bytes: AtomicUsize::new(0),
-        most_held: AtomicUsize::new(limits.count),
-        most_bytes: AtomicUsize::new(limits.bytes),
-        net_waiting: AtomicUsize::new(0),
-        stats: Mutex::new(GateStats::default()),
-    });
+    let shared = Arc::new(Shared::new().map_err(IoError::Thread)?);
     let handle = IoHandle {
         send,
         shared: Arc::clone(&shared),

@@ -4,6 +4,7 @@
 //! the ring waits for everything in flight before it lets go of any buffer.
 #![allow(unsafe_code)] // Submission queue entries point to memory.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub(super) struct Ring<T> {
     uring: IoUring,
     flying: Vec<Option<(T, Buffer)>>,
     free: Vec<usize>,
+    /// Completions (slot, result) that were taken to make room for more.
+    reaped: VecDeque<(u64, i32)>,
 }
 
 impl<T> Ring<T> {
@@ -67,6 +70,7 @@ impl<T> Ring<T> {
             uring,
             flying: Vec::new(),
             free: Vec::new(),
+            reaped: VecDeque::new(),
         })
     }
 
@@ -80,7 +84,22 @@ impl<T> Ring<T> {
         self.flying[slot] = Some((tag, buffer));
         // SAFETY: the buffer stays in `flying`, at the same address, until its completion is reaped.
         while unsafe { self.uring.submission().push(&entry) }.is_err() {
-            self.uring.submit()?;
+            match self.uring.submit() {
+                Ok(_) => {}
+                // No memory for a moment, or completions in the way.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                    ) =>
+                {
+                    let done = self.uring.completion();
+                    self.reaped
+                        .extend(done.map(|entry| (entry.user_data(), entry.result())));
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -118,11 +137,17 @@ impl<T> Ring<T> {
 
     /// The next completion, if one is there.
     pub(super) fn reap(&mut self) -> Option<Done<T>> {
-        let entry = self.uring.completion().next()?;
-        let slot = usize::try_from(entry.user_data()).expect("we set it from a usize");
+        let (slot, result) = match self.reaped.pop_front() {
+            Some(reaped) => reaped,
+            None => {
+                let entry = self.uring.completion().next()?;
+                (entry.user_data(), entry.result())
+            }
+        };
+        let slot = usize::try_from(slot).expect("we set it from a usize");
         let (tag, buffer) = self.flying[slot].take().expect("a slot completes once");
         self.free.push(slot);
-        let result = match entry.result() {
+        let result = match result {
             error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
             bytes => Ok(bytes.unsigned_abs() as usize),
         };

@@ -349,6 +349,7 @@ impl Session {
                 let _ = self.sender.send(SessionEvent::Stop);
                 Ok(())
             }
+            FromPrimary::Io(Delivery::Failed(why)) => Err(SessionError::Fatal(why)),
             FromPrimary::Io(Delivery::Input(_)) => Ok(()),
         }
     }

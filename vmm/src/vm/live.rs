@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use devices::Effect;
-use replay::{LogSink, Recorder};
+use replay::{LogSink, Outside, Recorder};
 use thiserror::Error;
 
 use super::{
     Command, Ended, KvmMachine, Live, Pulse, PulseState, Runner, RunnerError, VcpuSender, inbox,
 };
 use crate::console::Console;
-use crate::io::{self, IoConfig, IoError, Storage, Tap};
+use crate::io::{self, IoConfig, IoError, IoHandle, Storage, Tap};
 use hypervisor::Vcpu;
 
 /// The files behind a VM's devices.
@@ -61,18 +61,16 @@ pub fn run_live<L: LogSink>(
         console: backends.console,
         gate: ft::GateMode::Open,
         deliver: sender.deliveries(move |delivery| {
-            if matches!(delivery, io::Delivery::Quit) {
+            if matches!(delivery, io::Delivery::Quit | io::Delivery::Failed(_)) {
                 let _ = quit.command(Command::Stop);
             }
         }),
     })?;
     let handle = thread.handle();
-    for effect in reissue(&machine).into_iter().chain(pending) {
-        handle.emit(effect, None);
-    }
     let pulse = Pulse::start(Arc::clone(&pulse_state), kicker).map_err(LiveError::Thread)?;
     let now = machine.board().now();
-    let live = Live::new(now, behind_ns, inbox, Some(handle), pulse_state);
+    let mut live = Live::new(now, behind_ns, inbox, Some(handle.clone()), pulse_state);
+    resume(&machine, pending, &mut live, &handle);
     started(&sender);
     let mut runner = Runner::new(Recorder::new(machine, live, log));
     let ended = runner.run();
@@ -81,7 +79,21 @@ pub fn run_live<L: LogSink>(
     Ok((ended?, runner))
 }
 
-/// The disk requests that the guest waits for, to be issued by this host.
-pub fn reissue(machine: &KvmMachine) -> Vec<Effect> {
-    machine.board().outstanding()
+/// Makes this host's world what the guest takes it for: the TAP has the offloads that its driver
+/// negotiated, the requests that it waits for are issued here, and then `pending` is put out.
+pub(super) fn resume(
+    machine: &KvmMachine,
+    pending: Vec<Effect>,
+    live: &mut Live<Command>,
+    io: &IoHandle,
+) {
+    let board = machine.board();
+    io.emit(Effect::NetOffloads(board.net_offloads()), None);
+    for effect in board.outstanding().into_iter().chain(pending) {
+        match effect {
+            // Answered where the vCPU's thread asks for it, not by the I/O thread.
+            Effect::EntropyWanted { .. } => live.emit(effect, None),
+            effect => io.emit(effect, None),
+        }
+    }
 }

@@ -19,7 +19,7 @@ pub use backup::{Backup, CLOCK_SCHEMA, CLOCK_TAG, FromBackup, Handover};
 pub use boot::{Host, boot, cpuid_table, probe_host};
 pub use channel_log::{ChannelLog, LogPosition};
 pub use end::EndState;
-pub use live::{Backends, reissue, run_live};
+pub use live::{Backends, run_live};
 pub use outside::{Live, VcpuSender, inbox};
 pub use primary::{FromPrimary, Primary};
 pub use pulse::{Pulse, PulseState};

@@ -9,10 +9,10 @@ use hypervisor::Vcpu;
 use replay::Recorder;
 
 use super::channel_log::VmLog;
-use super::live::{Backends, LiveError};
+use super::live::{Backends, LiveError, resume};
 use super::pacing::{PacingState, PacingView};
 use super::runner::{Told, VmPosition};
-use super::{Command, KvmMachine, Live, Pulse, PulseState, Runner, VcpuSender, inbox, reissue};
+use super::{Command, KvmMachine, Live, Pulse, PulseState, Runner, VcpuSender, inbox};
 use crate::io::{self, Delivery, IoConfig, IoHandle, IoThread};
 
 /// What a live VM tells its session.
@@ -79,12 +79,10 @@ impl Primary {
             }),
         })?;
         let handle = io_thread.handle();
-        for effect in reissue(&machine).into_iter().chain(pending) {
-            handle.emit(effect, None);
-        }
         let pulse = Pulse::start(Arc::clone(&pulse_state), kicker).map_err(LiveError::Thread)?;
         let now = machine.board().now();
-        let live = Live::new(now, behind_ns, inbox, Some(handle.clone()), pulse_state);
+        let mut live = Live::new(now, behind_ns, inbox, Some(handle.clone()), pulse_state);
+        resume(&machine, pending, &mut live, &handle);
         let mut runner = Runner::new(Recorder::new(machine, live, VmLog::Off));
         let (position, pacing) = (runner.position(), runner.pacing());
         let thread = std::thread::Builder::new()
