@@ -83,8 +83,11 @@ pub(super) struct Ledger {
     epochs: String,
     /// Owners in the order of their epochs.
     owners: Vec<SiteId>,
+    /// How often an epoch has gone to another host. A host wins more epochs while it owns one, as when it
+    /// has a backup again: what it issued in the first of them counts in all.
+    tenure: usize,
     records: BTreeSet<String>,
-    /// Content of every sector that the owners wrote while they were: hashes of each epoch's newest few.
+    /// Content of every sector that the owners wrote while they were: tenures and hashes.
     written: BTreeMap<u64, Vec<(usize, u64)>>,
     late: BTreeMap<u64, Vec<Late>>,
     found: Verdict,
@@ -101,6 +104,7 @@ impl Ledger {
             disk: disk.to_owned(),
             epochs: epochs.to_owned(),
             owners: Vec::new(),
+            tenure: 0,
             records: BTreeSet::new(),
             written: BTreeMap::new(),
             late: BTreeMap::new(),
@@ -114,6 +118,9 @@ impl Ledger {
             .parent()
             .is_some_and(|parent| parent.ends_with(&self.epochs));
         if is_record && self.records.insert(name.display().to_string()) {
+            if self.owners.last() != Some(&host) {
+                self.tenure += 1;
+            }
             self.owners.push(host);
             self.found.epochs += 1;
         }
@@ -155,13 +162,14 @@ impl Ledger {
                     },
                 );
             } else if !is_late {
-                self.own_sector(at, epoch, hash);
+                self.own_sector(at, hash);
             }
         }
     }
 
     /// The owner's own.
-    fn own_sector(&mut self, at: u64, epoch: usize, hash: u64) {
+    fn own_sector(&mut self, at: u64, hash: u64) {
+        let tenure = self.tenure;
         if let Some(late) = self.late.get_mut(&at) {
             late.retain(|late| late.hash != hash);
             if late.is_empty() {
@@ -169,19 +177,16 @@ impl Ledger {
             }
         }
         let written = self.written.entry(at).or_default();
-        // What a late write may repeat is of these epochs; older ones are of no use.
-        written.retain(|(of, _)| of + 2 > epoch);
-        if !written.contains(&(epoch, hash)) {
-            written.push((epoch, hash));
+        // What a late write may repeat is of this tenure.
+        written.retain(|(of, _)| *of == tenure);
+        if !written.contains(&(tenure, hash)) {
+            written.push((tenure, hash));
         }
     }
 
     fn late_sector(&mut self, at: u64, late: Late) {
-        let known = self.written.get(&at).is_some_and(|written| {
-            written
-                .iter()
-                .any(|(epoch, hash)| *epoch == late.epoch && *hash == late.hash)
-        });
+        let written = self.written.get(&at);
+        let known = written.is_some_and(|written| written.contains(&(self.tenure, late.hash)));
         if !known {
             self.late.entry(at).or_default().push(late);
         }
@@ -241,6 +246,19 @@ mod tests {
         ledger.wrote(SITES[1], Path::new("/disk.img.side-2"), 8192, &[3; 512]);
         ledger.wrote(SITES[0], Path::new(IMAGE), 8192, &[3; 512]);
         assert_eq!(ledger.verdict().double_primary, 0);
+    }
+
+    #[test]
+    fn what_the_new_owner_issued_counts_in_its_later_epochs_but_not_what_others_did() {
+        let mut ledger = ledger();
+        ledger.wrote(SITES[0], Path::new(IMAGE), 0, &[3; 512]);
+        ledger.linked(SITES[1], Path::new("/epochs/2"));
+        ledger.wrote(SITES[1], Path::new("/disk.img.side-2"), 512, &[2; 512]);
+        ledger.linked(SITES[1], Path::new("/epochs/3"));
+        ledger.wrote(SITES[0], Path::new(IMAGE), 512, &[2; 512]);
+        assert_eq!(ledger.verdict().double_primary, 0);
+        ledger.wrote(SITES[0], Path::new(IMAGE), 0, &[3; 512]);
+        assert_eq!(ledger.verdict().double_primary, 1);
     }
 
     #[test]
