@@ -18,6 +18,7 @@
 //! device state changes only at an exit or at a delta; the host's clock is seen only as a logged
 //! `Time`. docs/determinism.md classifies every source of nondeterminism.
 
+mod clearing;
 mod clock;
 mod delta;
 mod digest;

@@ -9,6 +9,7 @@ use format::{ControlOp, DiskStatus, Entry, Event, Seq, split_encoded};
 use hypervisor::{Vcpu, Vm};
 use thiserror::Error;
 
+use crate::clearing::DirtyClearing;
 use crate::effects::is_output;
 use crate::machine::MachineError;
 use crate::{Machine, OutputSum, Ran};
@@ -18,9 +19,10 @@ use crate::{Machine, OutputSum, Ran};
 const SILENT_EXITS: u64 = 512;
 /// Exits without any entry after which a guest that has come to rest in HLT gets one.
 const SILENT_EXITS_HALTED: u64 = 64;
-/// How often the dirty log is cleared at a numbered exit, in ns of virtual time: a bound on the size of
-/// the first delta after a time without any.
-const DIRTY_CLEAR_NS: u64 = 1_000_000_000;
+/// How long an input waits for an exit while the guest computes in ring 0. The kernel makes one on its
+/// way to any program and before it rests, so a delta there would nearly always be in vain; a kernel
+/// that waits for an interrupt without either still gets it.
+const RING0_PATIENCE_NS: u64 = 50_000_000;
 /// Inputs applied at one execution point at the most; more wait for the next.
 const MAX_INPUTS: usize = 64;
 
@@ -138,7 +140,9 @@ pub struct Recorder<V, C, O, L> {
     held: Vec<Effect>,
     last_entry_exit: u64,
     last_digest_exit: u64,
-    dirty_cleared: VirtualTime,
+    clearing: DirtyClearing,
+    /// When the input that is due at the present kicked stop was first seen to be.
+    due_since: Option<VirtualTime>,
     scratch: Vec<u8>,
     quiescing: bool,
     /// The last stop had no number.
@@ -149,7 +153,7 @@ pub struct Recorder<V, C, O, L> {
 impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
     /// Drives `machine` from `outside` and writes to `log`.
     pub fn new(machine: Machine<V, C>, outside: O, log: L) -> Self {
-        let dirty_cleared = machine.board().now();
+        let clearing = DirtyClearing::new(machine.board().now());
         Self {
             last_entry_exit: machine.exit().0,
             last_digest_exit: machine.exit().0,
@@ -159,7 +163,8 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
             point: Vec::with_capacity(4096),
             sum: OutputSum::default(),
             held: Vec::new(),
-            dirty_cleared,
+            clearing,
+            due_since: None,
             scratch: Vec::new(),
             quiescing: false,
             kicked: false,
@@ -238,6 +243,7 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
     }
 
     fn at_exit(&mut self) -> Result<Step, RecordError> {
+        self.due_since = None;
         if self.machine.wants_time() {
             self.log_time()?;
         }
@@ -271,12 +277,24 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
 
     fn between(&mut self) -> Result<Step, RecordError> {
         let due = self.outside.overdue(self.machine.board().next_timer());
-        if !due || !self.machine.vcpu().can_interrupt() {
+        if !due || !self.machine.vcpu().can_interrupt() || !self.is_delta_worthwhile() {
             return Ok(Step::Kicked);
         }
+        self.due_since = None;
         self.open_between()?;
         self.take_inputs()?;
         self.finish_point()
+    }
+
+    /// Whether what is due should not wait for the next exit: nobody follows, a program computes, or the
+    /// kernel has for long.
+    fn is_delta_worthwhile(&mut self) -> bool {
+        if !self.log.is_on() || self.machine.vcpu().sregs().cs.dpl != 0 {
+            return true;
+        }
+        let now = self.outside.now();
+        let since = *self.due_since.get_or_insert(now);
+        now.0.saturating_sub(since.0) >= RING0_PATIENCE_NS
     }
 
     /// Makes the kicked stop at which the vCPU stands an execution point.
@@ -286,9 +304,10 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
             return Ok(());
         }
         let mut delta = Vec::new();
-        self.stats.delta_pages += self.machine.take_delta(&mut delta)?;
+        let pages = self.machine.take_delta(&mut delta)?;
+        self.stats.delta_pages += pages;
         self.stats.deltas += 1;
-        self.dirty_cleared = self.machine.board().now();
+        self.clearing.delta(self.machine.board().now(), pages);
         self.entry(Event::Delta(&delta))?;
         self.flush_point()?;
         Ok(())
@@ -455,9 +474,9 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
             self.entry(Event::Reached { digest })?;
         }
         let now = self.machine.board().now();
-        if now.0 - self.dirty_cleared.0 >= DIRTY_CLEAR_NS && self.machine.is_at_exit() {
+        if self.clearing.is_due(now) && self.machine.is_at_exit() {
             self.machine.clear_dirty_log()?;
-            self.dirty_cleared = now;
+            self.clearing.cleared(now);
         }
         Ok(())
     }
