@@ -325,6 +325,7 @@ static void end(int power_off)
     sys2(__NR_kill, -1, SIGKILL);
     wait_for_all();
     sys0(__NR_sync);
+    sys1(__NR_chdir, "/"); /* a directory that somebody is in keeps its file system busy */
     long ret = sys2(__NR_umount2, "/data", 0);
     say(ret < 0 ? "init: stopped" : "init: stopped, disk unmounted");
     if (power_off) {
