@@ -112,6 +112,9 @@ pub struct SnapshotOptions {
     /// How long to wait for it, in s
     #[arg(long, value_name = "S", default_value_t = 600)]
     pub timeout_s: u64,
+    /// Write where the kernel spent the time until then to this file
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -175,10 +178,17 @@ pub struct ReplayOptions {
     /// Begin from this state (one that --save wrote) instead of the recording's own
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
+    /// Save at this many random exits, and replay the rest from each in a process of its own
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["until", "live", "from"])]
+    pub saves: Option<u32>,
+    /// Seed of --saves
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub seed: u64,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
-    /// Devices for --live
+    /// Devices for --live. The disk must be as it was when the recording began (a copy): what the
+    /// recording is known to have written is written to it
     #[command(flatten)]
     pub vm: VmOptions,
 }

@@ -7,6 +7,7 @@ mod protect;
 mod record;
 mod replay;
 mod run;
+mod saves;
 mod signals;
 mod snapshot;
 

@@ -2,17 +2,20 @@
 
 use std::process::ExitCode;
 
-use format::{ControlOp, EntryReader, Event, ExitNumber, Tail};
+use devices::{Effect, RequestId};
+use format::{ControlOp, DiskStatus, Entry, EntryReader, Event, ExitNumber, Tail};
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use replay::{NoLog, RecordingError, RecordingReader, ReplayError, Replayed, Replayer};
 use serde::Serialize;
 use thiserror::Error;
 
 use super::Outcome;
-use super::run::{backends, tell};
+use super::run::{disk, others, tell};
+use super::saves;
 use super::signals::stop_on_signal;
 use crate::cli::ReplayOptions;
-use crate::vm::{self, EndState, host_ns};
+use crate::io::{Disk, DiskError};
+use crate::vm::{self, EndState, SnapshotMeta, host_ns};
 
 /// Why a replay did not come to its end.
 #[derive(Debug, Error)]
@@ -27,6 +30,8 @@ enum Failure {
     Memory(#[from] hypervisor::RamError),
     #[error("the recording's end state does not decode: {0}")]
     End(#[from] postcard::Error),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Not a failure: --until is reached.
     #[error("the exit asked for is reached")]
     Reached,
@@ -51,13 +56,22 @@ struct Report {
 /// # Errors
 /// It cannot be read, or diverges.
 pub fn replay(options: &ReplayOptions) -> Outcome {
+    if let Some(count) = options.saves {
+        return saves::run(options, count);
+    }
     let host = vm::probe_host()?;
     let reader = RecordingReader::open(&options.recording)?;
     let machine = match &options.from {
         Some(dir) => vm::load_snapshot(dir, &host)?.0,
         None => vm::load_state(&reader.state_path(), &host)?.0,
     };
+    let disk = if options.live {
+        disk(&options.vm)?
+    } else {
+        None
+    };
     let mut run = Run {
+        disk,
         first: machine.exit(),
         replayer: Replayer::new(machine),
         options,
@@ -80,14 +94,38 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
         end_compared: run.end_compared,
     };
     tell_report(&report, options.json)?;
-    let replayer = run.replayer;
+    if let Some(dir) = &options.save {
+        save(&mut run.replayer, dir)?;
+    }
     if options.live {
-        return go_live(replayer, options);
+        return go_live(run.replayer, run.disk, options);
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Saves the state where the replay stands.
+fn save(
+    replayer: &mut Replayer<KvmVm, KvmVcpu>,
+    dir: &std::path::Path,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let Some(state) = replayer.save()? else {
+        return Err(
+            "no state can be saved within an access of several exits: choose a later exit".into(),
+        );
+    };
+    let memory = replayer.machine().memory();
+    vm::write_snapshot(dir, &SnapshotMeta::default(), &state, memory)?;
+    eprintln!(
+        "pollux: saved at exit {} to {}",
+        state.exit(),
+        dir.display()
+    );
+    Ok(())
+}
+
 struct Run<'a> {
+    /// Gets what the recording is known to have written.
+    disk: Option<Disk>,
     replayer: Replayer<KvmVm, KvmVcpu>,
     options: &'a ReplayOptions,
     first: ExitNumber,
@@ -105,8 +143,11 @@ impl Run<'_> {
                 continue;
             }
             if self.options.until.is_some_and(|until| entry.exit.0 > until) {
+                let until = ExitNumber(self.options.until.unwrap_or_default());
+                self.replayer.advance(until, &|| false)?;
                 return Err(Failure::Reached);
             }
+            self.write_to_disk(&entry)?;
             self.entries += 1;
             let replayed = self.replayer.entry(&entry, &|| false)?;
             if replayed == Replayed::Control(ControlOp::Mark) {
@@ -117,6 +158,30 @@ impl Run<'_> {
             }
             if self.options.disturb && self.entries.is_multiple_of(53) {
                 self.replayer.machine().memory().drop_mappings()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the completion of a write is replayed: brings the write to the disk.
+    fn write_to_disk(&mut self, entry: &Entry<'_>) -> Result<(), Failure> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let Event::DiskDone {
+            request,
+            status: DiskStatus::Ok,
+            ..
+        } = entry.event
+        else {
+            return Ok(());
+        };
+        self.replayer.advance(entry.exit, &|| false)?;
+        for effect in self.replayer.machine().board().outstanding() {
+            if let Effect::DiskWrite { id, sector, data } = effect
+                && id == RequestId(request)
+            {
+                disk.write(sector, &data)?;
             }
         }
         Ok(())
@@ -157,8 +222,12 @@ fn tell_report(report: &Report, json: bool) -> Result<(), serde_json::Error> {
     Ok(())
 }
 
-fn go_live(replayer: Replayer<KvmVm, KvmVcpu>, options: &ReplayOptions) -> Outcome {
-    let backends = backends(&options.vm)?;
+fn go_live(
+    replayer: Replayer<KvmVm, KvmVcpu>,
+    disk: Option<Disk>,
+    options: &ReplayOptions,
+) -> Outcome {
+    let backends = others(&options.vm, disk)?;
     let (machine, recent, unconfirmed) = replayer.into_live();
     let pending = recent.into_iter().chain(unconfirmed).collect();
     let (ended, _) = vm::run_live(machine, backends, NoLog, 0, pending, |sender| {

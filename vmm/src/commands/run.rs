@@ -66,15 +66,6 @@ pub fn merged(vm: VmOptions, file: Option<&Path>) -> Result<VmOptions, config::C
     Ok(vm.over(config::read_file::<config::File>(path)?.vm))
 }
 
-/// Opens the files behind the VM's devices.
-///
-/// # Errors
-/// One cannot be opened.
-pub fn backends(vm: &VmOptions) -> Result<Backends, Box<dyn std::error::Error>> {
-    let disk = disk(vm)?;
-    others(vm, disk)
-}
-
 /// Opens the VM's disk.
 ///
 /// # Errors

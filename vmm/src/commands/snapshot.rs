@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
+use guest_kernel::KernelImage;
+use hypervisor::Vcpu;
 use replay::NoLog;
 
 use super::Outcome;
@@ -12,7 +14,7 @@ use super::run::{disk, merged, others};
 use super::signals::stop_on_signal;
 use crate::cli::SnapshotOptions;
 use crate::io::DiskIdentity;
-use crate::vm::{self, Command, SnapshotError, SnapshotMeta, VcpuSender};
+use crate::vm::{self, Command, Sampler, Samples, SnapshotError, SnapshotMeta, VcpuSender};
 
 /// How often the console is looked at, and progress shown.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -36,6 +38,13 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
         .map(|disk| (disk.path().to_owned(), disk.sectors()));
     let machine = vm::boot(&vm, &host, open.as_ref())?;
     let backends = others(&vm, open)?;
+    let samples = Samples::default();
+    let sampler = options
+        .profile
+        .as_ref()
+        .map(|_| Sampler::start(machine.vcpu().kicker()))
+        .transpose()?;
+    let profiled = sampler.is_some().then(|| samples.clone());
     let (done, outcome) = channel();
     let tap = vm.tap.clone();
     let out = options.out.clone();
@@ -48,12 +57,20 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
         }
+        if let Some(samples) = profiled {
+            sender.command(Command::Sample(samples));
+        }
         watch(sender.clone(), wait, out, tap, disk, done);
     });
+    drop(sampler);
     if ours {
         let _ = std::fs::remove_file(&console);
     }
     ran?;
+    if let (Some(profile), Some(kernel)) = (&options.profile, &vm.kernel) {
+        let image = KernelImage::parse(&std::fs::read(kernel)?)?;
+        std::fs::write(profile, samples.report(image.symbols()))?;
+    }
     match outcome.try_recv() {
         Ok(Ok(())) => {
             eprintln!("pollux: snapshot written to {}", options.out.display());

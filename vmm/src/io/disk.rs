@@ -197,6 +197,20 @@ impl Disk {
         })
     }
 
+    /// Writes `data` from `sector` on, at once.
+    ///
+    /// # Errors
+    /// The image cannot be written there.
+    pub fn write(&self, sector: u64, data: &[u8]) -> Result<(), DiskError> {
+        use std::os::unix::fs::FileExt;
+        self.file
+            .write_all_at(data, sector * SECTOR_LEN)
+            .map_err(|source| DiskError::Open {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
     pub(super) fn file(&self) -> &File {
         &self.file
     }

@@ -11,6 +11,7 @@ mod live;
 mod outside;
 mod pacing;
 mod primary;
+mod profile;
 mod pulse;
 mod runner;
 mod snapshot;
@@ -22,6 +23,7 @@ pub use end::EndState;
 pub use live::{Backends, run_live};
 pub use outside::{Live, VcpuSender, inbox};
 pub use primary::{FromPrimary, Primary};
+pub use profile::{Sampler, Samples};
 pub use pulse::{Pulse, PulseState};
 pub use runner::{Command, Ended, Runner, RunnerError};
 pub use snapshot::{

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use format::ControlOp;
 use ft::{LagLimits, Pace};
-use hypervisor::GuestRam;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
+use hypervisor::{GuestRam, Vcpu};
 use replay::{LogSink, MachineState, RecordError, Recorder, Step};
 use thiserror::Error;
 
 use super::channel_log::{ChannelLog, VmLog};
 use super::pacing::{LOOK_AGAIN, Pacer, PacingState};
-use super::{EndState, Live, host_ns};
+use super::{EndState, Live, Samples, host_ns};
 
 /// Called with a machine's state at rest, while it is stopped: what takes long there forks.
 pub type WithState = Box<dyn FnOnce(&MachineState, &GuestRam) + Send>;
@@ -40,6 +40,8 @@ pub enum Command {
     Unquiesce,
     /// Other limits of the backup's lag.
     SetLag(LagLimits),
+    /// Notes where the guest is whenever the vCPU is kicked.
+    Sample(Samples),
     /// Puts a control entry into the log here.
     Inject(ControlOp, Vec<u8>),
 }
@@ -56,6 +58,7 @@ impl std::fmt::Debug for Command {
             Self::Quiesce(_) => "Quiesce",
             Self::Unquiesce => "Unquiesce",
             Self::SetLag(_) => "SetLag",
+            Self::Sample(_) => "Sample",
             Self::Inject(..) => "Inject",
         })
     }
@@ -145,6 +148,7 @@ pub struct Runner<L> {
     /// A reset was injected.
     reset: bool,
     pacer: Pacer,
+    samples: Option<Samples>,
 }
 
 impl<L: LogSink> Runner<L> {
@@ -158,6 +162,7 @@ impl<L: LogSink> Runner<L> {
             standing: false,
             reset: false,
             pacer: Pacer::new(LagLimits::default()),
+            samples: None,
         }
     }
 
@@ -190,8 +195,15 @@ impl<L: LogSink> Runner<L> {
     }
 
     fn step(&mut self) -> Result<Step, RunnerError> {
+        let kicks = self.recorder.stats().kicks;
         let step = self.recorder.step()?;
         let machine = self.recorder.machine();
+        if let Some(samples) = &self.samples
+            && self.recorder.stats().kicks != kicks
+        {
+            let vcpu = machine.vcpu();
+            samples.note(vcpu.sregs().cs.dpl, vcpu.regs().rip);
+        }
         self.position.set(machine.exit().0, machine.board().now().0);
         Ok(step)
     }
@@ -232,6 +244,7 @@ impl<L: LogSink> Runner<L> {
                 self.recorder.quiesce(false);
             }
             Command::SetLag(limits) => self.pacer.set_limits(limits),
+            Command::Sample(samples) => self.samples = Some(samples),
             Command::Inject(op, data) => {
                 self.reset |= op == ControlOp::Reset;
                 self.recorder.control(op, &data)?;

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::divergence::Context;
 use crate::effects::is_output;
 use crate::machine::MachineError;
-use crate::{Divergence, Machine, Mismatch, OutputSum, Ran};
+use crate::{Divergence, Machine, MachineState, Mismatch, OutputSum, Ran};
 
 /// Output effects that the replica keeps after the log has confirmed them, newest last.
 const MAX_RECENT_EFFECTS: usize = 256;
@@ -169,6 +169,35 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
             Event::Part(..) => Err(format::Error::Part("a part within a part").into()),
         }
         .map(|()| Replayed::Applied)
+    }
+
+    /// Runs the machine to `exit`, for which the log is known to hold an entry, or one for a later
+    /// exit; nothing is applied there.
+    ///
+    /// # Errors
+    /// As [`Replayer::entry`].
+    pub fn advance(
+        &mut self,
+        exit: ExitNumber,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), ReplayError> {
+        self.run_to(exit, stop)
+    }
+
+    /// The state of the machine, where all entries of its exit are applied. None where the access of
+    /// the exit leads to another, which has to be replayed first.
+    ///
+    /// # Errors
+    /// As [`Replayer::entry`].
+    pub fn save(&mut self) -> Result<Option<MachineState>, ReplayError> {
+        if !self.machine.is_left() && self.machine.can_leave() && !self.machine.has_ended() {
+            self.leave()?;
+        }
+        let state = self.machine.save()?;
+        if state.is_none() {
+            self.unconfirmed.extend(self.machine.take_effects());
+        }
+        Ok(state)
     }
 
     fn run_to(&mut self, exit: ExitNumber, stop: &dyn Fn() -> bool) -> Result<(), ReplayError> {

@@ -1,0 +1,157 @@
+//! `pollux replay --saves`: saves a replay at random exits, and replays the rest from each saved state
+//! in a process of its own.
+//!
+//! What a saved state lacks shows as a divergence, or as other hashes at the end. The exits are drawn
+//! from a seed; the report says at how many of them the guest waited for I/O.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use devices::Effect;
+use format::{EntryReader, ExitNumber};
+use hypervisor::kvm::{KvmVcpu, KvmVm};
+use replay::{RecordingReader, ReplayError, Replayer};
+use serde::Serialize;
+
+use super::Outcome;
+use crate::cli::ReplayOptions;
+use crate::vm::{self, SnapshotMeta};
+
+type Error = Box<dyn std::error::Error>;
+
+/// What a run came to.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    saves: u32,
+    /// Of them, with a disk request outstanding.
+    with_disk_outstanding: u32,
+    /// Of them, in HLT.
+    halted: u32,
+    /// Exits at which an access was not complete: nothing can be saved there.
+    skipped: u32,
+    seed: u64,
+}
+
+/// Saves `count` times and replays from each.
+///
+/// # Errors
+/// The recording cannot be read, or a replay from a saved state does not come to the recording's end.
+pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
+    let host = vm::probe_host()?;
+    let reader = RecordingReader::open(&options.recording)?;
+    let machine = vm::load_state(&reader.state_path(), &host)?.0;
+    let first = machine.exit();
+    let mut points = choose(first, last_exit(&reader)?, count, options.seed);
+    let mut replayer = Replayer::new(machine);
+    let dir = std::env::temp_dir().join(format!("pollux-saves-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    let mut report = Report {
+        seed: options.seed,
+        ..Report::default()
+    };
+    reader.for_each_body::<Error>(|_, body| {
+        for entry in EntryReader::new(body) {
+            let entry = entry.map_err(ReplayError::from)?;
+            while let Some(point) = points.first().copied().filter(|at| *at < entry.exit.0) {
+                points.pop_first();
+                replayer.advance(ExitNumber(point), &|| false)?;
+                one(&mut replayer, options, &dir, &mut report)?;
+            }
+            replayer.entry(&entry, &|| false)?;
+        }
+        Ok(())
+    })?;
+    std::fs::remove_dir(&dir)?;
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!(
+            "saved at {} random exits ({} with a disk request outstanding, {} halted): the rest replays \
+             identically from each",
+            report.saves, report.with_disk_outstanding, report.halted
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last exit of which the log tells.
+fn last_exit(reader: &RecordingReader) -> Result<ExitNumber, Error> {
+    let mut last = ExitNumber(0);
+    reader.for_each_body::<Error>(|_, body| {
+        for entry in EntryReader::new(body) {
+            last = entry.map_err(ReplayError::from)?.exit;
+        }
+        Ok(())
+    })?;
+    Ok(last)
+}
+
+fn choose(first: ExitNumber, last: ExitNumber, count: u32, seed: u64) -> BTreeSet<u64> {
+    let room = last.0.saturating_sub(first.0);
+    // SplitMix64: only the spread has to be even.
+    let mut state = seed;
+    let mut random = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let wanted = u64::from(count).min(room);
+    let mut points = BTreeSet::new();
+    while (points.len() as u64) < wanted {
+        points.insert(first.0 + random() % room);
+    }
+    points
+}
+
+/// Saves where the replay stands, and replays the rest from there.
+fn one(
+    replayer: &mut Replayer<KvmVm, KvmVcpu>,
+    options: &ReplayOptions,
+    dir: &Path,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let machine = replayer.machine();
+    let is_disk = |effect: &Effect| !matches!(effect, Effect::EntropyWanted { .. });
+    let disk = machine.board().outstanding().iter().any(is_disk);
+    let halted = machine.is_halted();
+    if machine.wants_time() {
+        report.skipped += 1;
+        return Ok(());
+    }
+    let Some(state) = replayer.save()? else {
+        report.skipped += 1;
+        return Ok(());
+    };
+    let saved = dir.join(format!("exit-{}", state.exit().0));
+    let memory = replayer.machine().memory();
+    vm::write_snapshot(&saved, &SnapshotMeta::default(), &state, memory)?;
+    let output = Command::new(std::env::current_exe()?)
+        .args(["replay", "--json", "--from"])
+        .arg(&saved)
+        .arg(&options.recording)
+        .output()?;
+    let whole = output.status.success()
+        && serde_json::from_slice::<serde_json::Value>(&output.stdout)
+            .is_ok_and(|rest| rest["end_compared"] == true);
+    if !whole {
+        return Err(format!(
+            "from the state saved at exit {} (seed {}) the rest does not replay: {}{}",
+            state.exit(),
+            options.seed,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into());
+    }
+    std::fs::remove_dir_all(&saved)?;
+    report.saves += 1;
+    report.with_disk_outstanding += u32::from(disk);
+    report.halted += u32::from(halted);
+    if report.saves.is_multiple_of(50) {
+        eprintln!("pollux: {} saved and replayed", report.saves);
+    }
+    Ok(())
+}
