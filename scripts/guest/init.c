@@ -68,7 +68,8 @@ static void mount_or_complain(const char *source, const char *target, const char
 
 static void open_console(void)
 {
-    /* Not /dev/console, which the kernel has opened: it can control no terminal session. */
+    /* Opened again after a shell has ended: that hangs its terminal up for everybody.
+     * Not /dev/console, which the kernel has opened: it can control no terminal session. */
     long fd = sys3(__NR_open, "/dev/ttyS0", O_RDWR | O_NOCTTY, 0);
     if (fd < 0)
         fd = sys3(__NR_open, "/dev/null", O_RDWR, 0);
@@ -327,7 +328,9 @@ static void end(int power_off)
     sys0(__NR_sync);
     sys1(__NR_chdir, "/"); /* a directory that somebody is in keeps its file system busy */
     long ret = sys2(__NR_umount2, "/data", 0);
+    open_console();
     say(ret < 0 ? "init: stopped" : "init: stopped, disk unmounted");
+    sys3(__NR_ioctl, 1, TCSBRK, 1); /* tcdrain: the end of what was said is still in the terminal's buffer */
     if (power_off) {
         if (sys3(__NR_ioperm, POWER_OFF_PORT, 1, 1) == 0)
             __asm__ volatile("outb %%al, %%dx" : : "a"(0), "d"(POWER_OFF_PORT));
@@ -386,8 +389,10 @@ int main(int argc, char **argv)
             end(0);
         long pid;
         while ((pid = sys4(__NR_wait4, -1, 0, WNOHANG, 0)) > 0) {
-            if (pid == shell)
+            if (pid == shell) {
+                open_console();
                 shell = start_shell();
+            }
             if (pid == redis) {
                 say("init: redis-server ended");
                 redis = -1;
