@@ -18,10 +18,10 @@ impl Gfn {
         Self(addr / PAGE_SIZE as u64)
     }
 
-    /// Guest physical address of the frame's first byte.
+    /// Guest physical address of the frame's first byte. None where there is no such address.
     #[must_use]
-    pub fn addr(self) -> u64 {
-        self.0 * PAGE_SIZE as u64
+    pub fn addr(self) -> Option<u64> {
+        self.0.checked_mul(PAGE_SIZE as u64)
     }
 }
 

@@ -164,7 +164,7 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::NoRam`].
     pub fn read_page(&self, gfn: Gfn, page: &mut Page) -> Result<(), RamError> {
-        self.read(gfn.addr(), page)
+        self.read(page_addr(gfn)?, page)
     }
 
     /// Replaces a page, and notes it as written by the VMM.
@@ -172,7 +172,7 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::NoRam`].
     pub fn write_page(&self, gfn: Gfn, page: &Page) -> Result<(), RamError> {
-        self.write(gfn.addr(), page)
+        self.write(page_addr(gfn)?, page)
     }
 
     /// Copies bytes out.
@@ -339,6 +339,10 @@ fn is_zero(page: &Page) -> bool {
 }
 
 /// Reads `pages` entries of a pagemap and says in a bitmap which are present or swapped.
+fn page_addr(gfn: Gfn) -> Result<u64, RamError> {
+    gfn.addr().ok_or(RamError::NoRam { addr: u64::MAX })
+}
+
 fn read_touched(pagemap: &mut impl Read, pages: usize) -> io::Result<Vec<u64>> {
     /// Bits 63 (present) and 62 (swapped): Documentation/admin-guide/mm/pagemap.rst.
     const TOUCHED: u64 = 0b11 << 62;

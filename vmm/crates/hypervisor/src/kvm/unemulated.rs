@@ -6,7 +6,7 @@
 use kvm_bindings::kvm_regs;
 
 use super::KvmVcpu;
-use crate::dirty::{Gfn, PAGE_SIZE};
+use crate::dirty::PAGE_SIZE;
 use crate::vcpu::{Unemulated, Vcpu};
 use crate::{Error, kvm_sregs};
 
@@ -90,7 +90,7 @@ fn fetch(vcpu: &mut KvmVcpu) -> Result<Vec<u8>, Error> {
         let Some(physical) = vcpu.translate(at)? else {
             break;
         };
-        let left_in_page = PAGE_SIZE - (physical - Gfn::of(physical).addr()) as usize;
+        let left_in_page = PAGE_SIZE - physical as usize % PAGE_SIZE;
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let part = &mut bytes[..left_in_page.min(MAX_INSTRUCTION_BYTES - code.len())];
         if vcpu.ram.read(physical, part).is_err() {

@@ -23,7 +23,10 @@ pub(super) fn probe_dirty_log(lab: &mut Lab) -> Result<bool, Error> {
             exact &= lab.run().wrote_to(0x10);
             let log = lab.guest.vm.dirty_log()?;
             let written = [Gfn::of(DATA), Gfn::of(DATA + 0x3000)];
-            exact &= log.iter().filter(|gfn| gfn.addr() >= DATA).eq(written);
+            exact &= log
+                .iter()
+                .filter(|gfn| gfn.addr() >= Some(DATA))
+                .eq(written);
         }
         lab.guest.vm.set_dirty_log(false)?;
     }

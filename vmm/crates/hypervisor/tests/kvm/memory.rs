@@ -22,7 +22,7 @@ guest_code! {
 fn data_pages(dirty: &DirtyBitmap) -> Vec<u64> {
     dirty
         .iter()
-        .filter(|gfn| gfn.addr() >= DATA)
+        .filter(|gfn| gfn.addr() >= Some(DATA))
         .map(|gfn| gfn.0)
         .collect()
 }
