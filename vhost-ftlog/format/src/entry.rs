@@ -444,7 +444,7 @@ mod tests {
 
     /// Golden bytes of version 1. A change here is a new version of the format.
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn golden_bytes_of_version_2() {
         let golden: [&[u8]; 11] = [
             &[3, 1, 0, 0],
             &[8, 1, 0xac, 2, 0x87, 0x94, 0xeb, 0xdc, 3],

@@ -25,7 +25,7 @@ pub const HEADER_LEN: usize = 64;
 /// Bytes after a frame's body.
 pub const TRAILER_LEN: usize = 4;
 /// The version of the format that this build writes and reads.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"PLXL");
 
@@ -262,13 +262,13 @@ mod tests {
         }
     }
 
-    /// Golden bytes of version 1. A change here is a new version of the format.
+    /// Golden bytes of version 2. A change here is a new version of the format.
     #[test]
-    fn golden_bytes_of_version_1() {
+    fn golden_bytes_of_version_2() {
         let mut bytes = Vec::new();
         encode_frame(header(), b"body", &mut bytes);
         let mut golden = Vec::new();
-        golden.extend_from_slice(b"PLXL\x01\0\0\x000123456789abcdef");
+        golden.extend_from_slice(b"PLXL\x02\0\0\x000123456789abcdef");
         golden.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0, 0xe8, 3, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&[3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         golden.extend_from_slice(&GOLDEN_HEADER_CRC);
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(bytes, golden);
     }
 
-    const GOLDEN_HEADER_CRC: [u8; 4] = [19, 158, 235, 163];
+    const GOLDEN_HEADER_CRC: [u8; 4] = [234, 142, 216, 4];
     const GOLDEN_BODY_CRC: [u8; 4] = [80, 201, 63, 38];
 
     #[test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::Digest;
+use crate::effects::fold_request;
 
 /// What the machine has to know of the patched guest kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,8 +119,8 @@ pub struct Machine<V, C> {
     pub(crate) exit: ExitNumber,
     pub(crate) digest: Digest,
     pub(crate) stage: Stage,
-    /// What the vCPU itself, not a device, makes happen.
-    own_effect: Option<Effect>,
+    /// What devices and vCPU have made happen and nobody has taken yet, in order.
+    effects: Vec<Effect>,
     ended: bool,
 }
 
@@ -134,7 +135,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
             exit: ExitNumber(0),
             digest: Digest::default(),
             stage: Stage::Left,
-            own_effect: None,
+            effects: Vec::new(),
             ended: false,
         }
     }
@@ -144,7 +145,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
         self.exit
     }
 
-    /// The digest of all registers at all exits so far.
+    /// The digest of all registers at all exits, and of all requests, so far.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -266,6 +267,25 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
             unreachable!("called at an access only")
         };
         self.stage = Stage::Open(exit);
+        self.access_at(exit)?;
+        self.collect_effects();
+        Ok(())
+    }
+
+    /// Takes what the board has put out. Requests that are no output go into the digest, so that it
+    /// covers all that the guest asks of the world.
+    fn collect_effects(&mut self) {
+        if !self.board.has_effects() {
+            return;
+        }
+        let effects = self.board.take_effects();
+        for effect in &effects {
+            fold_request(&mut self.digest, effect);
+        }
+        self.effects.extend(effects);
+    }
+
+    fn access_at(&mut self, exit: Exit) -> Result<(), MachineError> {
         match exit {
             Exit::PortIn {
                 port,
@@ -303,10 +323,10 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
             }
             // Linux without ACPI halts with interrupts off when it powers off.
             Exit::Halt if self.vcpu.regs().rflags & INTERRUPT_FLAG == 0 => {
-                self.own_effect = Some(Effect::PowerOff);
+                self.effects.push(Effect::PowerOff);
             }
             Exit::Halt | Exit::InterruptWindow => {}
-            Exit::Shutdown => self.own_effect = Some(Effect::Reset),
+            Exit::Shutdown => self.effects.push(Effect::Reset),
             Exit::EmulationFailed => self.skip_unemulated()?,
             Exit::SystemEvent(_) | Exit::Unknown(_) => {
                 let rip = self.vcpu.regs().rip;
@@ -366,6 +386,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
         self.board
             .apply(self.vm.memory().memory(), input)
             .map_err(|source| MachineError::Rejected { exit, source })?;
+        self.collect_effects();
         if self.wants_time() {
             self.access()
         } else {
@@ -380,8 +401,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
 
     /// Takes what the machine has put out since the last call, in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
-        let mut effects = self.board.take_effects();
-        effects.extend(self.own_effect.take());
+        let effects = std::mem::take(&mut self.effects);
         let ended = |effect: &Effect| matches!(effect, Effect::PowerOff | Effect::Reset);
         self.ended |= effects.iter().any(ended);
         effects
