@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
 
 use devices::{Effect, Input, NetOffloads, RequestId};
 use ft::GateMode;
@@ -24,6 +25,11 @@ use crate::console::Typed;
 
 /// Frames from the TAP that wait for the vCPU at the most; more stay in the kernel's queue.
 pub(super) const MAX_NET_WAITING: usize = 256;
+/// Bytes of output that wait for a console that is not read at the most; what comes then is lost, as on a
+/// serial line where nobody listens.
+const MAX_CONSOLE_WAITING: usize = 1 << 20;
+/// How long a console that takes nothing may keep the thread from ending.
+const CONSOLE_PATIENCE: Duration = Duration::from_millis(500);
 /// Bytes of one console read.
 const CONSOLE_READ_LEN: usize = 256;
 
@@ -47,8 +53,11 @@ pub(super) struct Backend {
     gate: Gate,
     console_out: VecDeque<u8>,
     console_busy: bool,
+    console_lost: u64,
     tap_reading: bool,
     pub(super) stopping: bool,
+    /// When the console last took something, or the end was asked for.
+    console_moved: Instant,
 }
 
 impl Backend {
@@ -68,8 +77,10 @@ impl Backend {
             gate,
             console_out: VecDeque::new(),
             console_busy: false,
+            console_lost: 0,
             tap_reading: false,
             stopping: false,
+            console_moved: Instant::now(),
         }
     }
 
@@ -104,15 +115,12 @@ impl Backend {
         }
     }
 
-    /// Nothing of the guest's output is on its way any more.
+    /// Nothing of the guest's output is on its way any more, but for a console that takes none.
     fn is_idle(&self) -> bool {
-        let output = |tag: &Tag| {
-            !matches!(
-                tag,
-                Tag::Wake | Tag::Ack(_) | Tag::TapRead | Tag::ConsoleRead
-            )
-        };
-        self.ring.count(output) == 0 && self.console_out.is_empty()
+        let output = |tag: &Tag| matches!(tag, Tag::TapWrite | Tag::Disk(..));
+        let console = self.console_busy || !self.console_out.is_empty();
+        self.ring.count(output) == 0
+            && !(console && self.console_moved.elapsed() < CONSOLE_PATIENCE)
     }
 
     /// Submits, and sleeps unless there is a message already.
@@ -122,7 +130,7 @@ impl Backend {
         let wait = usize::from(!work && !self.gate.arm() && !self.stopping_now());
         match self.requests.pause() {
             Some(pause) => self.ring.wait_for(wait, pause)?,
-            None if self.gate.holds() || !self.requests.is_idle() => {
+            None if self.gate.holds() || !self.requests.is_idle() || self.stopping => {
                 self.ring.wait_for(wait, TICK)?;
             }
             None => self.ring.wait(wait)?,
@@ -166,6 +174,7 @@ impl Backend {
                 }
                 Ok(ToIo::Stop) | Err(TryRecvError::Disconnected) => {
                     self.stopping = true;
+                    self.console_moved = Instant::now();
                     return Ok(());
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
@@ -200,7 +209,7 @@ impl Backend {
                 None => Ok(()),
             },
             Effect::ConsoleTx(byte) => {
-                self.console_out.push_back(byte);
+                self.show(byte);
                 Ok(())
             }
             Effect::NetOffloads(offloads) => {
@@ -219,6 +228,16 @@ impl Backend {
         if let Err(error) = tap.set_offloads(offloads) {
             tracing::error!(%error, "the guest's frames may arrive with checksums missing");
         }
+    }
+
+    fn show(&mut self, byte: u8) {
+        if self.console_out.len() < MAX_CONSOLE_WAITING {
+            return self.console_out.push_back(byte);
+        }
+        if self.console_lost == 0 {
+            tracing::warn!("the console is not read; output of the guest is lost");
+        }
+        self.console_lost += 1;
     }
 
     fn write_console(&mut self) -> io::Result<()> {
@@ -325,6 +344,7 @@ impl Backend {
 
     fn console_written(&mut self, done: Done<Tag>) -> io::Result<()> {
         self.console_busy = false;
+        self.console_moved = Instant::now();
         if let Ok(len) = done.result {
             for byte in done.buffer[len..].iter().rev() {
                 self.console_out.push_front(*byte);

@@ -14,7 +14,7 @@ use format::{EntryReader, Seq};
 use ft::SectorRange;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use hypervisor::{GuestRam, Kicker, Vcpu};
-use replay::{ReplayError, Replayed, Replayer, SavedError, load_machine};
+use replay::{RecentOutput, ReplayError, Replayed, Replayer, SavedError, load_machine};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -31,8 +31,9 @@ const IDLE: Duration = Duration::from_secs(1);
 const TELL_EVERY: Duration = Duration::from_millis(4);
 /// How many bytes of state come between two tellings.
 const TELL_BYTES: u64 = 4 << 20;
-/// Confirmed effects that are kept because the primary may not have released them.
-const MAX_RECENT: usize = 4096;
+/// Bytes of confirmed network output that are kept because the primary may not have released it: more than
+/// its gate holds.
+const MAX_RECENT_BYTES: usize = 24 << 20;
 
 /// The section of a state transfer with the wall clock at virtual time 0, in ns since 1970.
 pub const CLOCK_TAG: &str = "clock";
@@ -268,14 +269,14 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
             replayer: Replayer::new(machine),
             log,
             next: Seq(0),
-            recent: Vec::new(),
+            recent: RecentOutput::new(MAX_RECENT_BYTES),
             told: (Instant::now(), Seq(0)),
         };
         following.replayer.keep_recent_output();
         match self.follow(&mut following) {
             Ok(reply) => {
                 let (machine, _, unconfirmed) = following.replayer.into_live();
-                let recent = following.recent;
+                let recent = following.recent.into_effects().collect();
                 let _ = reply.send(Handover {
                     machine,
                     recent,
@@ -402,7 +403,7 @@ struct Following {
     replayer: Replayer<KvmVm, KvmVcpu>,
     log: LogConsumer,
     next: Seq,
-    recent: Vec<(Seq, Effect)>,
+    recent: RecentOutput<Seq>,
     /// When the session was told last, and what.
     told: (Instant, Seq),
 }
@@ -419,11 +420,9 @@ impl Following {
             if let Replayed::Control(op) = self.replayer.entry(&entry, stop)? {
                 tracing::info!(?op, exit = %entry.exit, "control entry");
             }
-        }
-        self.recent
-            .extend(self.replayer.take_recent().map(|effect| (next, effect)));
-        if self.recent.len() > MAX_RECENT {
-            self.recent.drain(..self.recent.len() - MAX_RECENT);
+            for effect in self.replayer.take_recent() {
+                self.recent.push(next, effect);
+            }
         }
         self.next = next;
         self.log.release();

@@ -235,11 +235,27 @@ impl<K> Live<K> {
         self.waited_ns += host_ns().saturating_sub(since);
     }
 
-    fn has_input(&self) -> bool {
-        !self.inbox.others.is_empty()
-            || !self.inbox.frames.is_empty()
-            || !self.inbox.keys.is_empty()
+    /// The queue whose first input the board has room for.
+    fn ready(&self, board: &Board, ram: &GuestRam) -> Option<Ready> {
+        if !self.inbox.others.is_empty() {
+            return Some(Ready::Other);
+        }
+        if !self.inbox.keys.is_empty() {
+            let room = board.console_rx_room();
+            let count = room.min(CONSOLE_PIECE).min(self.inbox.keys.len());
+            if count > 0 {
+                return Some(Ready::Keys(count));
+            }
+        }
+        (!self.inbox.frames.is_empty() && board.net_rx_room(ram.memory())).then_some(Ready::Frame)
     }
+}
+
+/// An input that the board has room for.
+enum Ready {
+    Other,
+    Keys(usize),
+    Frame,
 }
 
 impl<K> Outside for Live<K> {
@@ -250,26 +266,17 @@ impl<K> Outside for Live<K> {
     fn poll(&mut self, board: &Board, ram: &GuestRam) -> Option<Input> {
         self.pulse.drained();
         self.inbox.drain();
-        if let Some(input) = self.inbox.others.pop_front() {
-            return Some(input);
-        }
-        if !self.inbox.keys.is_empty() {
-            let room = board
-                .console_rx_room()
-                .min(CONSOLE_PIECE)
-                .min(self.inbox.keys.len());
-            if room > 0 {
-                return Some(Input::ConsoleRx(self.inbox.keys.drain(..room).collect()));
+        match self.ready(board, ram)? {
+            Ready::Other => self.inbox.others.pop_front(),
+            Ready::Keys(count) => Some(Input::ConsoleRx(self.inbox.keys.drain(..count).collect())),
+            Ready::Frame => {
+                let frame = self.inbox.frames.pop_front()?;
+                if let Some(io) = &self.io {
+                    io.frame_taken();
+                }
+                Some(Input::NetRx(frame))
             }
         }
-        if !self.inbox.frames.is_empty() && board.net_rx_room(ram.memory()) {
-            let frame = self.inbox.frames.pop_front()?;
-            if let Some(io) = &self.io {
-                io.frame_taken();
-            }
-            return Some(Input::NetRx(frame));
-        }
-        None
     }
 
     fn emit(&mut self, effect: Effect, after: Option<Seq>) {
@@ -310,11 +317,11 @@ impl<K> Outside for Live<K> {
         self.wait_counted(sleep);
     }
 
-    fn overdue(&mut self, next_timer: Option<VirtualTime>) -> bool {
+    fn overdue(&mut self, board: &Board, ram: &GuestRam) -> bool {
         self.inbox.drain();
         self.pulse.drained();
         let now = self.clock.sample(host_ns());
-        self.has_input() || next_timer.is_some_and(|due| due <= now)
+        board.next_timer().is_some_and(|due| due <= now) || self.ready(board, ram).is_some()
     }
 
     fn running(&mut self, next_timer: Option<VirtualTime>) {

@@ -187,11 +187,30 @@ impl<L: LogSink> Runner<L> {
                 return Ok(if reset { Ended::Reset } else { Ended::ByGuest });
             }
             while let Some(command) = self.next_command() {
-                if let Some(ended) = self.obey(command)? {
+                let ended = match command {
+                    Command::Save(with) => self.save_quiet(with)?,
+                    command => self.obey(command)?,
+                };
+                if let Some(ended) = ended {
                     return Ok(ended);
                 }
             }
         }
+    }
+
+    /// Shows the state at a point at which the guest waits for no disk request, so that the image is what
+    /// the state takes it for. Commands are obeyed while the last requests end.
+    fn save_quiet(&mut self, with: WithState) -> Result<Option<Ended>, RunnerError> {
+        self.recorder.quiesce(true);
+        while !matches!(self.step()?, Step::Quiet | Step::Ended) {
+            if let Some(command) = self.next_command()
+                && let Some(ended) = self.obey(command)?
+            {
+                return Ok(Some(ended));
+            }
+        }
+        self.recorder.quiesce(false);
+        self.obey(Command::Save(with))
     }
 
     fn step(&mut self) -> Result<Step, RunnerError> {

@@ -80,8 +80,9 @@ pub trait Outside {
     /// command wants the vCPU's thread.
     fn wait(&mut self, until: Option<VirtualTime>);
 
-    /// Whether an input has waited so long that the guest should be stopped between exits for it.
-    fn overdue(&mut self, next_timer: Option<VirtualTime>) -> bool;
+    /// Whether there is something for which the guest should be stopped between exits: a timer that is
+    /// due, or an input that [`Outside::poll`] would give.
+    fn overdue(&mut self, board: &Board, ram: &hypervisor::GuestRam) -> bool;
 
     /// Told before the guest runs: the next timer, for those who kick the vCPU when it is overdue.
     fn running(&mut self, next_timer: Option<VirtualTime>);
@@ -276,7 +277,8 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
     }
 
     fn between(&mut self) -> Result<Step, RecordError> {
-        let due = self.outside.overdue(self.machine.board().next_timer());
+        let ram = self.machine.vm.memory();
+        let due = self.outside.overdue(&self.machine.board, ram);
         if !due || !self.machine.vcpu().can_interrupt() || !self.is_delta_worthwhile() {
             return Ok(Step::Kicked);
         }

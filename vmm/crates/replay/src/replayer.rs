@@ -12,10 +12,12 @@ use thiserror::Error;
 use crate::divergence::Context;
 use crate::effects::is_output;
 use crate::machine::MachineError;
+use crate::recent::RecentOutput;
 use crate::{Divergence, Machine, MachineState, Mismatch, OutputSum, Ran};
 
-/// Output effects that the replica keeps after the log has confirmed them, newest last.
-const MAX_RECENT_EFFECTS: usize = 256;
+/// Bytes of network output that the replica keeps after the log has confirmed it. A caller that keeps more
+/// takes it after each entry.
+const MAX_RECENT_BYTES: usize = 4 << 20;
 
 /// Why replay cannot go on.
 #[derive(Debug, Error)]
@@ -54,8 +56,8 @@ pub struct Replayer<V, C> {
     agreed: ExitNumber,
     /// Effects of the present point that no `Output` entry has confirmed yet.
     unconfirmed: Vec<Effect>,
-    /// Confirmed output, kept because the primary may have died before it was released.
-    recent: std::collections::VecDeque<Effect>,
+    /// Confirmed network output, kept because the primary may have died before it was released.
+    recent: RecentOutput,
     keep_recent: bool,
 }
 
@@ -69,7 +71,7 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
             assembler: Assembler::new(limit),
             context: Context::default(),
             unconfirmed: Vec::new(),
-            recent: std::collections::VecDeque::new(),
+            recent: RecentOutput::new(MAX_RECENT_BYTES),
             keep_recent: false,
         }
     }
@@ -287,10 +289,7 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
         }
         for effect in self.unconfirmed.drain(..) {
             if self.keep_recent && matches!(effect, Effect::NetTx(_)) {
-                if self.recent.len() == MAX_RECENT_EFFECTS {
-                    self.recent.pop_front();
-                }
-                self.recent.push_back(effect);
+                self.recent.push((), effect);
             }
         }
         self.compare_digest(digest)
@@ -356,12 +355,13 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
     pub fn into_live(self) -> (Machine<V, C>, Vec<Effect>, Vec<Effect>) {
         let mut unconfirmed = self.unconfirmed;
         unconfirmed.retain(|effect| effect.request().is_none());
-        (self.machine, self.recent.into(), unconfirmed)
+        let recent = self.recent.into_effects().map(|((), effect)| effect);
+        (self.machine, recent.collect(), unconfirmed)
     }
 
     /// Takes the confirmed network output since the last call.
     pub fn take_recent(&mut self) -> impl Iterator<Item = Effect> + '_ {
-        self.recent.drain(..)
+        self.recent.drain().map(|((), effect)| effect)
     }
 }
 
