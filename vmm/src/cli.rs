@@ -166,7 +166,10 @@ pub struct ReplayOptions {
     /// Stop after this exit
     #[arg(long, value_name = "EXIT")]
     pub until: Option<u64>,
-    /// Go live where the log ends (or at --until), with this console and these devices
+    /// Stop after so many entries
+    #[arg(long, value_name = "COUNT")]
+    pub entries: Option<u64>,
+    /// Go live where the log ends (or at --until, or after --entries), with this console and these devices
     #[arg(long)]
     pub live: bool,
     /// Take the host's mapping of guest memory away now and then, to show that it does not matter
@@ -179,7 +182,7 @@ pub struct ReplayOptions {
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
     /// Save at this many random exits, and replay the rest from each in a process of its own
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["until", "live", "from"])]
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["until", "entries", "live", "from"])]
     pub saves: Option<u32>,
     /// Seed of --saves
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]

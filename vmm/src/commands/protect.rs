@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::run::merged;
+use super::run::{boot_or_load, merged};
 use super::{EXIT_RESET, Outcome};
 use crate::api;
 use crate::cli::{RunOptions, StandbyOptions};
@@ -21,17 +21,15 @@ pub fn protect(options: RunOptions) -> Outcome {
     let (vm_options, ft) = both(options.vm, options.ft, options.config.as_deref())?;
     let settings = FtSettings::new(ft.check()?, vm_options.api.as_deref())?;
     let host = vm::probe_host()?;
-    let machine = match &options.from_snapshot {
-        Some(dir) => vm::load_snapshot(dir, &host)?.0,
-        None => {
-            // Only its size is looked at: it is opened for use once the epoch is won.
-            let disk = vm_options
-                .disk
-                .as_deref()
-                .map(|path| Disk::open(path, DiskMode::Shared));
-            vm::boot(&vm_options, &host, disk.transpose()?.as_ref())?
-        }
-    };
+    // Only looked at: it is opened for use once the epoch is won.
+    let disk = vm_options
+        .disk
+        .as_deref()
+        .map(|path| Disk::open(path, DiskMode::Shared))
+        .transpose()?;
+    let snapshot = options.from_snapshot.as_deref();
+    let machine = boot_or_load(&vm_options, snapshot, &host, disk.as_ref())?;
+    drop(disk);
     run(
         Session::new(settings, devices(&vm_options), host, Some(machine))?,
         &vm_options,

@@ -6,7 +6,7 @@ use hypervisor::Vcpu;
 use replay::RecordingWriter;
 
 use super::Outcome;
-use super::run::{disk, merged, others, tell};
+use super::run::{Clocked, boot_or_load, disk, merged, others, tell};
 use super::signals::stop_on_signal;
 use crate::cli::RecordOptions;
 use crate::vm::{self, SnapshotMeta};
@@ -18,13 +18,10 @@ use crate::vm::{self, SnapshotMeta};
 pub fn record(options: RecordOptions) -> Outcome {
     let vm = merged(options.vm, options.config.as_deref())?;
     let host = vm::probe_host()?;
-    let writer = RecordingWriter::create(&options.out)?;
     let disk = disk(&vm)?;
-    let mut machine = match &options.from_snapshot {
-        Some(dir) => vm::load_snapshot(dir, &host)?.0,
-        None => vm::boot(&vm, &host, disk.as_ref())?,
-    };
+    let mut machine = boot_or_load(&vm, options.from_snapshot.as_deref(), &host, disk.as_ref())?;
     let backends = others(&vm, disk)?;
+    let writer = RecordingWriter::create(&options.out)?;
     let state = machine
         .save()?
         .expect("a machine that has not run is at rest");
@@ -38,20 +35,21 @@ pub fn record(options: RecordOptions) -> Outcome {
     machine.set_dirty_log(true)?;
     let kicker = machine.vcpu().kicker();
     let disturbed = options.disturb.then(|| disturb(kicker)).transpose()?;
+    let clocked = Clocked::start(machine.exit().0);
     let (ended, runner) = vm::run_live(machine, backends, writer, 0, Vec::new(), |sender| {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
         }
     })?;
     drop(disturbed);
+    clocked.tell(runner.position().exit());
     let (end, recorder) = runner.close_log()?;
     let stats = recorder.stats();
-    let exits = recorder.machine().exit();
     let (_, _, writer) = recorder.into_parts();
     let path = writer.close()?;
     let _ = tell(ended);
     eprintln!(
-        "pollux: recorded {exits} exits, {} deltas with {} pages, {} kicks, {} bytes of log, end \
+        "pollux: recorded {} deltas with {} pages, {} kicks, {} bytes of log, end \
          state {:016x}: {}",
         stats.deltas,
         stats.delta_pages,

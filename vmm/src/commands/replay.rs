@@ -32,8 +32,8 @@ enum Failure {
     End(#[from] postcard::Error),
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// Not a failure: --until is reached.
-    #[error("the exit asked for is reached")]
+    /// Not a failure: --until or --entries is reached.
+    #[error("the point asked for is reached")]
     Reached,
 }
 
@@ -145,6 +145,9 @@ impl Run<'_> {
             if self.options.until.is_some_and(|until| entry.exit.0 > until) {
                 let until = ExitNumber(self.options.until.unwrap_or_default());
                 self.replayer.advance(until, &|| false)?;
+                return Err(Failure::Reached);
+            }
+            if self.options.entries == Some(self.entries) {
                 return Err(Failure::Reached);
             }
             self.write_to_disk(&entry)?;

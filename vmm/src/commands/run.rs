@@ -10,8 +10,8 @@ use super::{EXIT_RESET, Outcome};
 use crate::cli::{RestoreOptions, RunOptions};
 use crate::config::{self, VmOptions};
 use crate::console::Console;
-use crate::io::{Disk, DiskMode, Storage, Tap};
-use crate::vm::{self, Backends, Ended};
+use crate::io::{Disk, DiskError, DiskMode, Storage, Tap};
+use crate::vm::{self, Backends, Ended, Host, KvmMachine, SnapshotMeta};
 
 /// Boots a VM and runs it to its end.
 ///
@@ -21,17 +21,41 @@ pub fn run(options: RunOptions) -> Outcome {
     let vm = merged(options.vm, options.config.as_deref())?;
     let host = vm::probe_host()?;
     let disk = disk(&vm)?;
-    let machine = match &options.from_snapshot {
-        Some(dir) => vm::load_snapshot(dir, &host)?.0,
-        None => vm::boot(&vm, &host, disk.as_ref())?,
-    };
+    let machine = boot_or_load(&vm, options.from_snapshot.as_deref(), &host, disk.as_ref())?;
     let backends = others(&vm, disk)?;
-    let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
+    let clocked = Clocked::start(machine.exit().0);
+    let (ended, runner) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
         }
     })?;
+    clocked.tell(runner.position().exit());
     Ok(tell(ended))
+}
+
+/// How many exits a VM made, and in which time.
+pub struct Clocked {
+    first_exit: u64,
+    since_ns: u64,
+}
+
+impl Clocked {
+    /// It begins to run, at this exit.
+    pub fn start(first_exit: u64) -> Self {
+        Self {
+            first_exit,
+            since_ns: vm::host_ns(),
+        }
+    }
+
+    /// It has run up to this exit: tells the person.
+    pub fn tell(&self, last_exit: u64) {
+        eprintln!(
+            "pollux: ran {} exits in {:.3} s",
+            last_exit - self.first_exit,
+            (vm::host_ns() - self.since_ns) as f64 / 1e9
+        );
+    }
 }
 
 /// Goes on with a VM from a snapshot.
@@ -45,9 +69,7 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
     vm.disk = vm.disk.or_else(|| meta.disk_path.clone());
     vm.tap = vm.tap.or_else(|| meta.tap.clone());
     let disk = disk(&vm)?;
-    if let (Some(disk), Some(identity)) = (&disk, &meta.disk) {
-        disk.check_identity(identity)?;
-    }
+    check_disk(disk.as_ref(), &meta)?;
     let backends = others(&vm, disk)?;
     let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
         if let Err(error) = stop_on_signal(sender) {
@@ -55,6 +77,32 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
         }
     })?;
     Ok(tell(ended))
+}
+
+/// A machine from its kernel, or from a snapshot that `disk` belongs to.
+///
+/// # Errors
+/// It cannot be made, or the disk is not as it was.
+pub fn boot_or_load(
+    vm: &VmOptions,
+    snapshot: Option<&Path>,
+    host: &Host,
+    disk: Option<&Disk>,
+) -> Result<KvmMachine, Box<dyn std::error::Error>> {
+    let Some(dir) = snapshot else {
+        return Ok(vm::boot(vm, host, disk)?);
+    };
+    let (machine, meta) = vm::load_snapshot(dir, host)?;
+    check_disk(disk, &meta)?;
+    Ok(machine)
+}
+
+/// Refuses a disk that has moved on since the snapshot.
+fn check_disk(disk: Option<&Disk>, meta: &SnapshotMeta) -> Result<(), DiskError> {
+    match (disk, &meta.disk) {
+        (Some(disk), Some(identity)) => disk.check_identity(identity),
+        _ => Ok(()),
+    }
 }
 
 /// The options, with those of a configuration file behind them.

@@ -5,11 +5,12 @@
 //! from a seed; the report says at how many of them the guest waited for I/O.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use devices::Effect;
-use format::{EntryReader, ExitNumber};
+use format::{EntryReader, Event, ExitNumber};
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use replay::{RecordingReader, ReplayError, Replayer};
 use serde::Serialize;
@@ -42,7 +43,7 @@ pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
     let reader = RecordingReader::open(&options.recording)?;
     let machine = vm::load_state(&reader.state_path(), &host)?.0;
     let first = machine.exit();
-    let mut points = choose(first, last_exit(&reader)?, count, options.seed);
+    let mut points = choose(first, &exits(&reader)?, count, options.seed);
     let mut replayer = Replayer::new(machine);
     let dir = std::env::temp_dir().join(format!("pollux-saves-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
@@ -75,20 +76,33 @@ pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The last exit of which the log tells.
-fn last_exit(reader: &RecordingReader) -> Result<ExitNumber, Error> {
-    let mut last = ExitNumber(0);
+/// Exits of which the log tells.
+#[derive(Default)]
+struct Exits {
+    last: u64,
+    /// Those before the completion of a disk request.
+    waiting: Vec<u64>,
+}
+
+fn exits(reader: &RecordingReader) -> Result<Exits, Error> {
+    let mut exits = Exits::default();
     reader.for_each_body::<Error>(|_, body| {
         for entry in EntryReader::new(body) {
-            last = entry.map_err(ReplayError::from)?.exit;
+            let entry = entry.map_err(ReplayError::from)?;
+            exits.last = entry.exit.0;
+            if matches!(entry.event, Event::DiskDone { .. }) {
+                exits.waiting.push(entry.exit.0 - 1);
+            }
         }
         Ok(())
     })?;
-    Ok(last)
+    exits.waiting.dedup();
+    Ok(exits)
 }
 
-fn choose(first: ExitNumber, last: ExitNumber, count: u32, seed: u64) -> BTreeSet<u64> {
-    let room = last.0.saturating_sub(first.0);
+/// Random exits; a quarter of them, as far as there are such, at which the guest waits for its disk.
+fn choose(first: ExitNumber, exits: &Exits, count: u32, seed: u64) -> BTreeSet<u64> {
+    let room = exits.last.saturating_sub(first.0);
     // SplitMix64: only the spread has to be even.
     let mut state = seed;
     let mut random = move || {
@@ -100,6 +114,15 @@ fn choose(first: ExitNumber, last: ExitNumber, count: u32, seed: u64) -> BTreeSe
     };
     let wanted = u64::from(count).min(room);
     let mut points = BTreeSet::new();
+    for _ in 0..wanted.div_ceil(4) {
+        let Some(among) = NonZeroU64::new(exits.waiting.len() as u64) else {
+            break;
+        };
+        let exit = exits.waiting[(random() % among) as usize];
+        if exit >= first.0 {
+            points.insert(exit);
+        }
+    }
     while (points.len() as u64) < wanted {
         points.insert(first.0 + random() % room);
     }
