@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use harness::privileges;
 use integration::{run, stderr};
 
 /// Runs and expects failure with a message that contains `part`.
@@ -25,6 +26,38 @@ fn what_is_missing_is_named() {
         &["run", "--config", "/nowhere/pollux.toml"],
         "/nowhere/pollux.toml",
     );
+}
+
+#[test]
+fn a_guest_that_cannot_be_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (empty, foreign, archive) = (path("empty"), path("foreign"), path("archive"));
+    fs::write(&empty, []).unwrap();
+    fs::copy(std::env::current_exe().unwrap(), &foreign).unwrap();
+    fs::write(&archive, []).unwrap();
+    let boot = |kernel: &str, why: &str| {
+        refused(&["run", "--kernel", kernel, "--initramfs", &archive], why);
+    };
+    if !privileges::kvm("a_guest_that_cannot_be_is_refused_with_the_reason") {
+        return;
+    }
+    boot("/nowhere/vmlinuz", "/nowhere/vmlinuz");
+    boot(&empty, &empty);
+    boot(&foreign, &foreign);
+    let small = [
+        "run",
+        "--memory",
+        "16",
+        "--kernel",
+        &empty,
+        "--initramfs",
+        &archive,
+    ];
+    refused(&small, "96 to");
+    let disk = ["run", "--disk", "/nowhere/disk.img", "--kernel", &empty];
+    refused(&disk, "/nowhere/disk.img");
+    refused(&["restore", "/nowhere/snapshot"], "/nowhere/snapshot");
 }
 
 #[test]
