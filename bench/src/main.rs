@@ -9,6 +9,7 @@ mod heartbeat;
 mod kv_check;
 mod machine;
 mod monotonic;
+mod record;
 mod report;
 mod stage;
 mod storage;
@@ -47,6 +48,8 @@ enum Bench {
     KvCheck(kv_check::Options),
     /// Shows a VM that outlives its host, twice, while a client checks every answer.
     Demo(demo::Options),
+    /// What recording costs a guest, how much it writes, and how fast it replays.
+    Record(record::Options),
     /// What protection costs a guest: against the same guest unprotected.
     Cost(cost::Options),
     /// Failure after failure at random moments under load, and whether the VM came through each.
@@ -71,6 +74,9 @@ fn main() -> ExitCode {
         }
         Bench::Failover(options) => {
             report::print("failover", json, |report| failover::run(&options, report))
+        }
+        Bench::Record(options) => {
+            report::print("record", json, |report| record::run(&options, report))
         }
         Bench::Cost(options) => report::print("cost", json, |report| cost::run(&options, report)),
         Bench::FailoverMerge(options) => {

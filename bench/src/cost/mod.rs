@@ -7,7 +7,6 @@
 
 mod load;
 mod meter;
-mod shell;
 
 use std::time::Duration;
 
@@ -16,11 +15,10 @@ use hdrhistogram::Histogram;
 use crate::Failure;
 use crate::kv_check;
 use crate::report::{Measure, Report};
-use crate::stage::{Client, GUEST_REDIS, Interrupt, SITES, Stage, StageOptions, Start};
+use crate::stage::{Client, GUEST_REDIS, Interrupt, SITES, Shell, Stage, StageOptions, Start};
 
 use load::{LOADS, Load};
 use meter::{Meter, Readings};
-use shell::Shell;
 
 /// How long the VM may take to be protected, or not to be any more.
 const PROTECTION_LIMIT: Duration = Duration::from_secs(120);

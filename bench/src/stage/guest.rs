@@ -84,7 +84,7 @@ impl Start {
     }
 
     /// Copies the disk, with its times: they are part of its identity.
-    pub(super) fn place_disk(&self, to: &Path) -> Result<(), Failure> {
+    pub(crate) fn place_disk(&self, to: &Path) -> Result<(), Failure> {
         copy_with_times(&self.disk, to)
             .map_err(|error| format!("{} to {}: {error}", self.disk.display(), to.display()).into())
     }

@@ -20,6 +20,7 @@ mod files;
 mod guest;
 mod interrupt;
 mod patience;
+mod shell;
 mod site;
 pub(crate) mod takeover;
 mod vmm;
@@ -36,8 +37,9 @@ pub(crate) use client::Client;
 pub(crate) use guest::Start;
 pub(crate) use interrupt::Interrupt;
 pub(crate) use patience::Patience;
+pub(crate) use shell::Shell;
 pub(crate) use site::{SITES, Site, SiteId};
-pub(crate) use vmm::{Programs, Vmm};
+pub(crate) use vmm::{Programs, Vmm, with_keyboard};
 
 use crate::Failure;
 use crate::storage::Storage;
@@ -166,7 +168,7 @@ impl Stage {
     ) -> Result<File, Failure> {
         start.place_disk(&self.files.disk())?;
         let command = self.programs.primary(id, start, &self.files, self.memory);
-        let (command, keyboard) = vmm::with_keyboard(&command, &self.files)?;
+        let (command, keyboard) = with_keyboard(&command, &self.files.keyboard())?;
         self.sites[id.index()].start(command, &self.files)?;
         Ok(keyboard)
     }

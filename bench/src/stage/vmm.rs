@@ -53,7 +53,7 @@ impl Programs {
         Err(String::from_utf8_lossy(&output.stderr).into_owned().into())
     }
 
-    pub(super) fn pollux(&self) -> Command {
+    pub(crate) fn pollux(&self) -> Command {
         let mut command = Command::new(&self.pollux);
         command.args(["--log", "info"]);
         command
@@ -112,16 +112,15 @@ fn common(command: &mut Command, id: SiteId, files: &Files) {
 }
 
 /// The same command with a pipe as its standard input, and the guest's console on both: without the option
-/// that makes it a file. Returns the pipe's other end.
-pub(super) fn with_keyboard(command: &Command, files: &Files) -> Result<(Command, File), Failure> {
-    let path = files.keyboard();
-    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU)?;
+/// that makes it a file. `path` is where the pipe is made. Returns the pipe's other end.
+pub(crate) fn with_keyboard(command: &Command, path: &Path) -> Result<(Command, File), Failure> {
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU)?;
     // Both ends, so that opening it does not wait for a reader.
-    let keyboard = File::options().read(true).write(true).open(&path)?;
+    let keyboard = File::options().read(true).write(true).open(path)?;
     let mut shell = Command::new("sh");
     shell
         .args(["-c", r#"exec "$0" "$@" < "$KEYBOARD""#])
-        .env("KEYBOARD", &path);
+        .env("KEYBOARD", path);
     shell.arg(command.get_program());
     let mut arguments = command.get_args();
     while let Some(argument) = arguments.next() {

@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use harness::{Process, Stream};
 
+use super::Patience;
 use crate::Failure;
-use crate::stage::Patience;
 
 /// How long a command may take.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// See the module.
-pub(super) struct Shell {
+pub(crate) struct Shell {
     keyboard: File,
     commands: u32,
 }
 
 impl Shell {
     /// Types on this keyboard.
-    pub(super) fn new(keyboard: File) -> Self {
+    pub(crate) fn new(keyboard: File) -> Self {
         Self {
             keyboard,
             commands: 0,
@@ -28,7 +28,7 @@ impl Shell {
     }
 
     /// Runs a command. The time is that between two lines on the console, before and after it.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         vmm: &Process,
         patience: &Patience,
