@@ -16,6 +16,9 @@ pub const MAX_HOSTS: usize = 4;
 pub const PRIMARY: usize = 8;
 /// In a fault: the host that the primary's session is with.
 pub const BACKUP: usize = 9;
+/// The stream that says which worlds lose those who win with sectors in quarantine: one of its own, so
+/// that all else stays what it was.
+const RELAPSES: u64 = 6;
 /// One millisecond, in ns.
 pub const MS: u64 = 1_000_000;
 /// One microsecond, in ns.
@@ -54,6 +57,7 @@ pub struct Options {
     pub chunk_us: u64,
     pub corruption: bool,
     pub trigger: u32,
+    pub relapse: u32,
     pub trouble_ms: u64,
     pub gate_count: usize,
 }
@@ -196,7 +200,10 @@ impl Plan {
     /// The plan of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let options = Options::draw(&mut Rng::new(seed, 1));
+        let mut options = Options::draw(&mut Rng::new(seed, 1));
+        if Rng::new(seed, RELAPSES).chance(150_000) {
+            options.relapse = 600_000;
+        }
         let faults = draw_faults(&mut Rng::new(seed, 2), &options);
         Self {
             seed,
@@ -250,6 +257,7 @@ impl Options {
             corruption: rng.chance(80_000),
             trigger: some(rng, 2_000, 150_000) as u32,
             trouble_ms: rng.range(700, 2_200),
+            relapse: 0,
             gate_count: rng.pick(&[4, 16, 64, 4096]),
         }
     }

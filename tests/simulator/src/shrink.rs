@@ -88,7 +88,7 @@ fn shrink_triggers(best: &mut Plan, still: &mut dyn FnMut(&Plan) -> bool) {
 type Calmer = fn(&mut Options);
 
 /// Options, each set to what makes the least trouble.
-const CALMER: [Calmer; 18] = [
+const CALMER: [Calmer; 19] = [
     |options| options.hosts = 2,
     |options| options.drift_ppm = 0,
     |options| options.clients = 1,
@@ -105,6 +105,7 @@ const CALMER: [Calmer; 18] = [
     |options| options.stale_us = 0,
     |options| options.transfer_chunks = 1,
     |options| options.trigger = 0,
+    |options| options.relapse = 0,
     |options| options.trouble_ms = options.trouble_ms / 2 + 100,
     |options| options.gate_count = 4096,
 ];

@@ -4,9 +4,10 @@
 //! A quarantined sector is read from and written to the side file of its epoch, beside the image and at
 //! the same offset, until it is folded back into the image.
 //!
-//! A side file that has its name is whole: every sector that it is asked for was copied from the image
-//! before. So a host that won an epoch and died before it issued the outstanding writes again leaves what
-//! the image held, not zeros, to whoever starts the VM next.
+//! A side file that has its name is whole: every sector that it is asked for was copied from where it
+//! was before, in the image or in an older side file. So a host that won an epoch and died before it
+//! issued the outstanding writes again leaves what was there, not zeros nor something older, to whoever
+//! starts the VM next; also where it died before it made its side file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -62,21 +63,42 @@ impl Storage {
     /// # Errors
     /// A side file cannot be had.
     pub fn with_quarantine(disk: Disk, quarantine: Quarantine) -> io::Result<Self> {
-        let mut sides = BTreeMap::new();
-        for (_, epoch) in quarantine.ranges() {
-            if let std::collections::btree_map::Entry::Vacant(vacant) = sides.entry(epoch) {
-                let path = side_path(&disk, epoch);
-                if !path.try_exists()? {
-                    make_side(&disk, &quarantine, epoch, &path)?;
-                }
-                vacant.insert(open_side(&path, false)?);
+        let mut storage = Self::new(disk);
+        // The oldest first: the newer ones begin with what is in it.
+        for epoch in quarantine.sides() {
+            let path = side_path(&storage.disk, epoch);
+            if !path.try_exists()? {
+                storage.make_side(&quarantine, epoch, &path)?;
             }
+            storage.sides.insert(epoch, open_side(&path, false)?);
         }
-        Ok(Self {
-            disk,
-            quarantine,
-            sides,
-        })
+        storage.quarantine = quarantine;
+        Ok(storage)
+    }
+
+    /// Makes the side file of `epoch` with what was there before of its sectors, durably, and then gives
+    /// it its name. Only the owner of the newest epoch does this, so nobody else makes the same one.
+    fn make_side(&self, quarantine: &Quarantine, epoch: Epoch, path: &Path) -> io::Result<()> {
+        let mut new: OsString = path.as_os_str().to_owned();
+        new.push(".new");
+        let new = PathBuf::from(new);
+        let side = open_side(&new, true)?;
+        for (part, location) in quarantine.sources(epoch) {
+            copy(self.file(location), &side, part)?;
+        }
+        side.sync_all()?;
+        std::fs::rename(&new, path)?;
+        match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            Some(dir) => File::open(dir)?.sync_all(),
+            None => File::open(".")?.sync_all(),
+        }
+    }
+
+    fn file(&self, location: Location) -> &File {
+        match location {
+            Location::Image => self.disk.file(),
+            Location::Side(epoch) => self.sides.get(&epoch).expect("every epoch has its file"),
+        }
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -92,14 +114,7 @@ impl Storage {
     pub(super) fn pieces(&self, sector: u64, bytes: usize) -> Vec<Piece> {
         let located = self.quarantine.locate(range(sector, bytes));
         let piece = |(part, location): (SectorRange, Location)| Piece {
-            fd: match location {
-                Location::Image => self.disk.fd(),
-                Location::Side(epoch) => self
-                    .sides
-                    .get(&epoch)
-                    .expect("every epoch has its file")
-                    .as_raw_fd(),
-            },
+            fd: self.file(location).as_raw_fd(),
             at: part.first * SECTOR_LEN,
             offset: ((part.first - sector) * SECTOR_LEN) as usize,
             len: (part.count * SECTOR_LEN) as usize,
@@ -115,8 +130,7 @@ impl Storage {
     pub(super) fn fold(&self) -> io::Result<()> {
         let image = self.disk.file();
         for (part, epoch) in self.quarantine.ranges() {
-            let side = self.sides.get(&epoch).expect("every epoch has its file");
-            copy(side, image, part)?;
+            copy(self.file(Location::Side(epoch)), image, part)?;
         }
         image.sync_all()
     }
@@ -141,24 +155,6 @@ fn open_side(path: &Path, fresh: bool) -> io::Result<File> {
         .truncate(fresh)
         .custom_flags(libc::O_DIRECT | libc::O_DSYNC | libc::O_CLOEXEC)
         .open(path)
-}
-
-/// Makes the side file of `epoch` with what the image holds of its sectors, durably, and then gives it
-/// its name. Only the owner of the newest epoch does this, so nobody else makes the same one.
-fn make_side(disk: &Disk, quarantine: &Quarantine, epoch: Epoch, path: &Path) -> io::Result<()> {
-    let mut new: OsString = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    let side = open_side(&new, true)?;
-    for (part, _) in quarantine.ranges().filter(|(_, of)| *of == epoch) {
-        copy(disk.file(), &side, part)?;
-    }
-    side.sync_all()?;
-    std::fs::rename(&new, path)?;
-    match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
 }
 
 /// Copies sectors to the same place in another file.
@@ -196,11 +192,34 @@ mod tests {
 
     /// A quarantine as it stands in a record: `count` sectors from `first` in the side file of epoch 2.
     fn quarantine(first: u64, count: u64) -> Quarantine {
-        let wire = serde_json::json!({
-            "ranges": [[{ "first": first, "count": count }, 2]],
-            "suspects": [],
-        });
-        serde_json::from_value(wire).unwrap()
+        layers(&[(first, count, 2)])
+    }
+
+    /// The same with a side file for each epoch.
+    fn layers(ranges: &[(u64, u64, u64)]) -> Quarantine {
+        let range = |(first, count, epoch): &(u64, u64, u64)| serde_json::json!([{ "first": first, "count": count }, epoch]);
+        let ranges: Vec<_> = ranges.iter().map(range).collect();
+        serde_json::from_value(serde_json::json!({ "ranges": ranges, "suspects": [] })).unwrap()
+    }
+
+    fn fill(storage: &Storage, epoch: u64, first: u64, count: u64, byte: u8) {
+        let mut block = Buffer::zeroed((count * SECTOR_LEN) as usize);
+        block.fill(byte);
+        storage.sides[&Epoch(epoch)]
+            .write_all_at(&block, first * SECTOR_LEN)
+            .unwrap();
+    }
+
+    /// The first byte of each sector, as a request finds it.
+    fn found(storage: &Storage, first: u64, count: u64) -> Vec<u8> {
+        let place = |sector| storage.quarantine.locate(range(sector, 512))[0].1;
+        let byte = |sector| {
+            let mut block = Buffer::zeroed(512);
+            let file = storage.file(place(sector));
+            file.read_exact_at(&mut block, sector * SECTOR_LEN).unwrap();
+            block[0]
+        };
+        (first..first + count).map(byte).collect()
     }
 
     fn disk(dir: &tempfile::TempDir) -> Disk {
@@ -248,6 +267,37 @@ mod tests {
             .read_exact_at(&mut found, 8 * 512)
             .unwrap();
         assert!(found.iter().all(|byte| *byte == 9));
+    }
+
+    #[test]
+    fn a_side_file_begins_with_what_an_older_one_holds_of_its_sectors() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let first = layers(&[(8, 8, 2)]);
+        fill(
+            &Storage::with_quarantine(disk(&dir), first).unwrap(),
+            2,
+            8,
+            8,
+            9,
+        );
+        let second = layers(&[(8, 8, 2), (12, 8, 3)]);
+        let storage = Storage::with_quarantine(disk(&dir), second).unwrap();
+        let expected = [[1; 4], [9; 4], [9; 4], [1; 4]].concat();
+        assert_eq!(found(&storage, 4, 16), expected);
+        fill(&storage, 3, 12, 2, 7);
+        drop(storage);
+        // The owner of epoch 4 died before it made its side file; that of 5 had the same sectors under way.
+        let third = layers(&[(8, 8, 2), (12, 8, 3), (13, 2, 4), (10, 4, 5)]);
+        let mut storage = Storage::with_quarantine(disk(&dir), third).unwrap();
+        let expected = [vec![9; 4], vec![7; 2], vec![9; 2], vec![1; 4]].concat();
+        assert_eq!(found(&storage, 8, 12), expected);
+        fill(&storage, 5, 10, 1, 5);
+        storage.fold().unwrap();
+        storage.release();
+        let names = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names, 1, "side files are gone");
+        let expected = [vec![9, 9, 5, 9], vec![7; 2], vec![9; 2], vec![1; 4]].concat();
+        assert_eq!(found(&storage, 8, 12), expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the world sees: packets and answers.
 
-use crate::guest::{CLIENTS, KEYS, Packet, Request};
+use crate::guest::{CLIENTS, KEYS, Packet, Request, Sector};
 
 use super::Checker;
 
@@ -62,6 +62,17 @@ impl Checker {
         self.life = life;
         self.packets.clear();
         self.released.clear();
+    }
+
+    /// A machine that is started anew finds this on its disk: what clients were told is there, or newer.
+    pub(crate) fn finds(&mut self, now: u64, host: usize, key: u8, sector: &Sector) {
+        let told = self.answers[usize::from(key) % KEYS].told;
+        if sector.version < told {
+            let what = format_args!(
+                "host{host} starts the VM with key {key} at {sector:?}, clients were told {told:#x}"
+            );
+            self.violated("disk", now, what);
+        }
     }
 
     /// A client asks.

@@ -29,6 +29,16 @@ pub(super) fn at_milestone(rng: &mut Rng, host: usize, hosts: usize) -> FaultKin
     }
 }
 
+/// Who has just won, with sectors in quarantine, is lost before it has done anything with it.
+pub(super) fn relapse(rng: &mut Rng, host: usize) -> FaultKind {
+    let down_ms = rng.skewed(3, 400);
+    if rng.chance(500_000) {
+        FaultKind::CrashHost { host, down_ms }
+    } else {
+        FaultKind::CrashVmm { host, down_ms }
+    }
+}
+
 impl Sim {
     pub(super) fn fault(&mut self, kind: FaultKind) {
         if self.healed {

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use ft::directory::{FileResult, MARKER, record_epoch};
-use ft::{EpochRecord, Location};
+use ft::{EpochRecord, Location, SectorRange};
 
 use crate::guest::{KEYS, Sector};
 use crate::plan::MAX_HOSTS;
@@ -121,13 +121,15 @@ impl Store {
         self.sides[index].sectors[key] = Some(sector);
     }
 
-    /// A side file begins with what the image holds of its sectors: whoever wins and dies before it has
-    /// issued the outstanding writes again leaves no holes.
-    pub(super) fn make_side(&mut self, at: Location, keys: std::ops::Range<u8>) {
-        for key in keys {
-            let side = self.sides.iter().find(|side| side.name == at);
-            if side.is_none_or(|side| side.sectors[usize::from(key)].is_none()) {
-                let sector = self.image[usize::from(key)];
+    /// A side file that is not there yet begins with what was there before of its sectors: whoever wins
+    /// and dies before it has issued the outstanding writes again leaves no holes.
+    pub(super) fn make_side(&mut self, at: Location, sources: Vec<(SectorRange, Location)>) {
+        if self.sides.iter().any(|side| side.name == at) {
+            return;
+        }
+        for (range, from) in sources {
+            for key in range.first as u8..range.end().min(KEYS as u64) as u8 {
+                let sector = self.read_sector(from, key, u64::MAX);
                 self.write(at, key, sector);
             }
         }

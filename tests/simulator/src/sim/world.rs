@@ -138,10 +138,10 @@ impl Sim {
             return self.after(5 * MS, Ev::GoLive { host, inc, go });
         }
         let registration = self.store.register();
-        for (range, side) in go.record.quarantine.ranges() {
-            let end = range.end().min(KEYS as u64);
-            self.store
-                .make_side(Location::Side(side), range.first as u8..end as u8);
+        let map = &go.record.quarantine;
+        for side in map.sides() {
+            let sources = map.sources(side);
+            self.store.make_side(Location::Side(side), sources);
         }
         let local = self.clock(host).0;
         let now = self.now;
@@ -151,6 +151,11 @@ impl Sim {
                 let life = go.record.epoch.0;
                 self.births.push((life, now));
                 self.check.cold(now, inc, life);
+                for key in 0..KEYS as u8 {
+                    let at = map.locate(range(key))[0].1;
+                    let there = self.store.read_sector(at, key, now);
+                    self.check.finds(now, host, key, &there);
+                }
                 (Guest::new(life), Vec::new())
             }
             Origin::TakeOver {
@@ -267,7 +272,7 @@ impl Sim {
         let map = std::mem::take(&mut live.map);
         live.folding = false;
         let waiting = std::mem::take(&mut live.waiting);
-        for (_, side) in map.ranges() {
+        for side in map.sides() {
             self.store.remove_side(Location::Side(side), self.now);
         }
         for io in waiting {

@@ -30,6 +30,10 @@ pub enum Canary {
     QuarantineSkipped,
     /// A quarantine is folded back while the old primary may still write.
     FoldBeforeGone,
+    /// A side file begins empty.
+    SideWithHoles,
+    /// A standby that was never named gives up without making sure that no record can name it.
+    GivesUpUnasked,
     /// A cold start does not mind an open record of a pair.
     ColdStartOnOpenRecord,
     /// A backup that began to drain follows again when its primary comes back.
@@ -65,7 +69,7 @@ pub enum Canary {
 
 impl Canary {
     /// Every canary.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::ReleaseBeforeAck,
         Self::ReleaseOutOfOrder,
         Self::AcksOutliveTheirSession,
@@ -78,6 +82,8 @@ impl Canary {
         Self::ConfirmBeforeComplete,
         Self::QuarantineSkipped,
         Self::FoldBeforeGone,
+        Self::SideWithHoles,
+        Self::GivesUpUnasked,
         Self::ColdStartOnOpenRecord,
         Self::ResumeAfterDraining,
         Self::DivergedCompetes,

@@ -5,6 +5,10 @@
 //! do later writes; reads come from there. The map is part of the epoch record, so it survives
 //! everybody. When every host that may still write is proven gone it is folded back into the image.
 //!
+//! Side files lie in **layers**, the newest on top: where two have a sector, the newer one counts. The
+//! older one is not forgotten: who won the newer epoch may have died before it made its side file, and
+//! then the content is still in the older one ([`Quarantine::sources`]).
+//!
 //! Owner of a map: the epoch record; the block backend keeps a copy of the one in force.
 
 use std::collections::BTreeMap;
@@ -12,13 +16,15 @@ use std::collections::BTreeMap;
 use format::Epoch;
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{self, Canary};
 use crate::names::HostId;
 
 /// Bytes of a sector.
 pub const SECTOR_LEN: u64 = 512;
 /// The most writes a VM may have outstanding: what one go-live may quarantine.
 pub const MAX_OUTSTANDING: usize = 1024;
-/// The most ranges in a map. Protection does not start when one more go-live could exceed it.
+/// The most ranges in a map, in all its layers. Protection does not start when one more go-live could
+/// exceed it.
 pub const MAX_RANGES: usize = 16 * 1024;
 /// The most hosts that late writes are feared of.
 pub const MAX_SUSPECTS: usize = 64;
@@ -38,6 +44,11 @@ impl SectorRange {
     pub const fn end(&self) -> u64 {
         self.first.saturating_add(self.count)
     }
+
+    const fn between(first: u64, end: u64) -> Self {
+        let count = end - first;
+        Self { first, count }
+    }
 }
 
 /// Where the content of sectors is.
@@ -53,12 +64,15 @@ pub enum Location {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct Quarantine {
-    /// Start → (end, side file); disjoint, not empty.
-    ranges: BTreeMap<u64, (u64, Epoch)>,
+    /// For each side file: start → end; disjoint, not empty.
+    layers: BTreeMap<Epoch, BTreeMap<u64, u64>>,
+    /// What is seen from above: start → (end, side file); disjoint, not empty. Follows from the layers.
+    /// In a box, so that records are small to move: nearly all of them have an empty one.
+    top: Box<BTreeMap<u64, (u64, Epoch)>>,
     suspects: Vec<HostId>,
 }
 
-/// As it stands in a record.
+/// As it stands in a record: layer by layer.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     ranges: Vec<(SectorRange, Epoch)>,
@@ -67,8 +81,13 @@ struct Wire {
 
 impl From<Quarantine> for Wire {
     fn from(map: Quarantine) -> Self {
+        let layers = map.layers.iter();
+        let ranges = layers.flat_map(|(&side, ranges)| {
+            let ranges = ranges.iter();
+            ranges.map(move |(&first, &end)| (SectorRange::between(first, end), side))
+        });
         Self {
-            ranges: map.ranges().collect(),
+            ranges: ranges.collect(),
             suspects: map.suspects,
         }
     }
@@ -77,7 +96,7 @@ impl From<Quarantine> for Wire {
 impl TryFrom<Wire> for Quarantine {
     type Error = &'static str;
 
-    fn try_from(wire: Wire) -> Result<Self, &'static str> {
+    fn try_from(mut wire: Wire) -> Result<Self, &'static str> {
         if wire.ranges.len() > MAX_RANGES || wire.suspects.len() > MAX_SUSPECTS {
             return Err("quarantine: over its limits");
         }
@@ -85,13 +104,16 @@ impl TryFrom<Wire> for Quarantine {
             suspects: wire.suspects,
             ..Self::default()
         };
-        let mut free_from = 0;
+        wire.ranges
+            .sort_by_key(|(range, side)| (*side, range.first));
+        let mut free = None;
         for (range, side) in wire.ranges {
-            if range.count == 0 || range.first < free_from || range.end() == u64::MAX {
+            let overlaps = free.is_some_and(|(of, from)| of == side && range.first < from);
+            if range.count == 0 || overlaps || range.end() == u64::MAX {
                 return Err("quarantine: empty or overlapping ranges");
             }
-            free_from = range.end();
-            map.ranges.insert(range.first, (range.end(), side));
+            free = Some((side, range.end()));
+            map.put(range, side);
         }
         Ok(map)
     }
@@ -101,15 +123,37 @@ impl Quarantine {
     /// Whether nothing is quarantined.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+        self.layers.is_empty()
     }
 
-    /// The quarantined ranges in order, each with the epoch of its side file.
+    /// The quarantined ranges in order, each with the epoch of the side file that counts.
     pub fn ranges(&self) -> impl Iterator<Item = (SectorRange, Epoch)> + '_ {
-        self.ranges.iter().map(|(&first, &(end, side))| {
-            let count = end - first;
-            (SectorRange { first, count }, side)
-        })
+        let top = self.top.iter();
+        top.map(|(&first, &(end, side))| (SectorRange::between(first, end), side))
+    }
+
+    /// The side files, the oldest first: in this order they are made where they are missing.
+    pub fn sides(&self) -> impl Iterator<Item = Epoch> + '_ {
+        self.layers.keys().copied()
+    }
+
+    /// From where the side file of epoch `side` gets what it begins with, piece by piece: until it is
+    /// made, its sectors are in the layers below.
+    #[must_use]
+    pub fn sources(&self, side: Epoch) -> Vec<(SectorRange, Location)> {
+        let mut below = Self::default();
+        for (&older, ranges) in self.layers.range(..side) {
+            for (&first, &end) in ranges {
+                below.put(SectorRange::between(first, end), older);
+            }
+        }
+        if canary::on(Canary::SideWithHoles) {
+            return Vec::new();
+        }
+        let ranges = self.layers.get(&side).into_iter().flatten();
+        ranges
+            .flat_map(|(&first, &end)| below.locate(SectorRange::between(first, end)))
+            .collect()
     }
 
     /// Hosts that may still write.
@@ -121,7 +165,8 @@ impl Quarantine {
     /// Whether one more go-live fits.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.ranges.len() + 2 * MAX_OUTSTANDING <= MAX_RANGES && self.suspects.len() < MAX_SUSPECTS
+        let ranges: usize = self.layers.values().map(BTreeMap::len).sum();
+        ranges + MAX_OUTSTANDING <= MAX_RANGES && self.suspects.len() < MAX_SUSPECTS
     }
 
     /// Whether any of `range` is quarantined.
@@ -146,27 +191,43 @@ impl Quarantine {
     }
 
     fn overlapping(&self, range: SectorRange) -> impl Iterator<Item = (u64, u64, Epoch)> + '_ {
-        let before = self.ranges.range(..range.first).next_back();
+        let before = self.top.range(..range.first).next_back();
         before
             .into_iter()
-            .chain(self.ranges.range(range.first..range.end()))
+            .chain(self.top.range(range.first..range.end()))
             .filter(move |(_, (end, _))| *end > range.first)
             .map(|(&first, &(end, side))| (first, end, side))
     }
 
-    /// From now on `range` is in the side file of epoch `side`.
+    /// From now on `range` is in the side file of epoch `side`, than which there is no newer one.
     pub(crate) fn put(&mut self, range: SectorRange, side: Epoch) {
+        let newest = self.layers.keys().next_back();
+        assert!(
+            newest.is_none_or(|newest| *newest <= side),
+            "layers are made in the order of epochs"
+        );
+        let layer = self.layers.entry(side).or_default();
+        let (mut start, mut end) = (range.first, range.end());
+        // What this layer has of it already becomes one range with it.
+        while let Some((&first, &last)) = layer.range(..end).next_back()
+            && last > start
+        {
+            layer.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        layer.insert(start, end);
+        let range = SectorRange::between(start, end);
         let cut: Vec<_> = self.overlapping(range).collect();
         for (first, end, old) in cut {
-            self.ranges.remove(&first);
+            self.top.remove(&first);
             if first < range.first {
-                self.ranges.insert(first, (range.first, old));
+                self.top.insert(first, (range.first, old));
             }
             if end > range.end() {
-                self.ranges.insert(range.end(), (end, old));
+                self.top.insert(range.end(), (end, old));
             }
         }
-        self.ranges.insert(range.first, (range.end(), side));
+        self.top.insert(range.first, (range.end(), side));
     }
 
     /// `host` may have written to what is quarantined now.
@@ -179,8 +240,7 @@ impl Quarantine {
 
 fn push_piece(pieces: &mut Vec<(SectorRange, Location)>, first: u64, end: u64, at: Location) {
     if first < end {
-        let count = end - first;
-        pieces.push((SectorRange { first, count }, at));
+        pieces.push((SectorRange::between(first, end), at));
     }
 }
 
@@ -226,29 +286,86 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_side_file_is_filled_from_where_its_sectors_were_before() {
+        let mut map = Quarantine::default();
+        map.put(range(10, 10), Epoch(2));
+        map.put(range(18, 4), Epoch(3));
+        map.put(range(8, 12), Epoch(5));
+        assert_eq!(map.sides().collect::<Vec<_>>(), [2, 3, 5].map(Epoch));
+        assert_eq!(
+            map.sources(Epoch(2)),
+            vec![(range(10, 10), Location::Image)]
+        );
+        assert_eq!(
+            map.sources(Epoch(3)),
+            vec![
+                (range(18, 2), Location::Side(Epoch(2))),
+                (range(20, 2), Location::Image),
+            ]
+        );
+        assert_eq!(
+            map.sources(Epoch(5)),
+            vec![
+                (range(8, 2), Location::Image),
+                (range(10, 8), Location::Side(Epoch(2))),
+                (range(18, 2), Location::Side(Epoch(3))),
+            ]
+        );
+    }
+
+    #[test]
+    fn writes_that_overlap_are_one_range_of_their_layer() {
+        let mut map = Quarantine::default();
+        for (first, count) in [(10, 4), (20, 4), (12, 10)] {
+            map.put(range(first, count), Epoch(2));
+        }
+        let ranges: Vec<_> = map.ranges().collect();
+        assert_eq!(ranges, [(range(10, 14), Epoch(2))]);
+    }
+
     proptest! {
+        /// Sectors as a table of what each layer has.
         #[test]
-        fn locate_agrees_with_a_table_of_sectors(
-            puts in proptest::collection::vec((0u64..60, 1u64..20, 1u64..5), 0..30),
+        fn locate_and_sources_agree_with_a_table_of_sectors(
+            puts in proptest::collection::vec((0u64..60, 1u64..20, 0u64..2), 0..30),
             (first, count) in (0u64..70, 1u64..20),
         ) {
             let mut map = Quarantine::default();
-            let mut table = [Location::Image; 100];
-            for (first, count, side) in puts {
+            let mut table = vec![Vec::new(); 100];
+            let mut side = 1;
+            for (first, count, newer) in puts {
+                side += newer;
                 map.put(range(first, count), Epoch(side));
                 for slot in &mut table[first as usize..(first + count) as usize] {
-                    *slot = Location::Side(Epoch(side));
+                    slot.retain(|other| *other != Epoch(side));
+                    slot.push(Epoch(side));
                 }
             }
-            let mut at = first;
+            let at = |side: Option<&Epoch>| side.map_or(Location::Image, |side| Location::Side(*side));
+            let mut next = first;
             for (piece, location) in map.locate(range(first, count)) {
-                prop_assert_eq!(piece.first, at);
+                prop_assert_eq!(piece.first, next);
                 for sector in piece.first..piece.end() {
-                    prop_assert_eq!(table[sector as usize], location);
+                    prop_assert_eq!(at(table[sector as usize].last()), location);
                 }
-                at = piece.end();
+                next = piece.end();
             }
-            prop_assert_eq!(at, first + count);
+            prop_assert_eq!(next, first + count);
+            for side in map.sides() {
+                let pieces = map.sources(side);
+                let covered: u64 = pieces.iter().map(|(piece, _)| piece.count).sum();
+                let has = table.iter().filter(|slot| slot.contains(&side)).count();
+                prop_assert_eq!(covered, has as u64);
+                for (piece, location) in pieces {
+                    for sector in piece.first..piece.end() {
+                        let slot = &table[sector as usize];
+                        let below = slot.iter().rfind(|other| **other < side);
+                        prop_assert!(slot.contains(&side));
+                        prop_assert_eq!(at(below), location);
+                    }
+                }
+            }
             let wire = Wire::from(map.clone());
             prop_assert_eq!(Quarantine::try_from(wire), Ok(map));
         }
