@@ -28,7 +28,7 @@ fn leave(leave: &Leave) -> &'static str {
         Leave::Superseded => "another host runs the VM now",
         Leave::PoweredOff => "the VM is powered off",
         Leave::Dropped => "the primary ended the session",
-        Leave::Incomplete => "the primary was lost before this replica was complete",
+        Leave::Incomplete => "the primary was lost before this replica could take its place",
         Leave::Diverged => "this replica diverged",
         Leave::LoadFailed => "the state could not be loaded",
     }

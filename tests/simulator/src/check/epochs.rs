@@ -1,7 +1,7 @@
 //! Epochs: who owns one, what its record says, and who gives one up.
 
 use format::{Epoch, SessionId};
-use ft::{EpochRecord, GateMode, GoLive, Leave, RoleName, Status, Tenure};
+use ft::{EpochRecord, GateMode, GoLive, HostId, Leave, RoleName, Status, Tenure};
 
 use crate::sim::Sim;
 
@@ -9,8 +9,19 @@ use super::Checker;
 
 impl Checker {
     /// A process claims an epoch.
-    pub(crate) fn claims(&mut self, inc: u32, record: &EpochRecord) {
-        self.claims.insert(record.nonce, inc);
+    pub(crate) fn claims(&mut self, inc: u32, host: HostId, record: &EpochRecord) {
+        self.claims.insert(record.nonce, (inc, host));
+    }
+
+    /// The process that a record gives its epoch to: the one that made it, or, where another host made it
+    /// in the owner's name, the one that has the epoch before.
+    pub(crate) fn holder(&self, record: &EpochRecord) -> Option<u32> {
+        let (inc, host) = self.claims.get(&record.nonce)?;
+        if *host == record.owner {
+            return Some(*inc);
+        }
+        let before = self.records.get(&Epoch(record.epoch.0.checked_sub(1)?))?;
+        self.holder(before)
     }
 
     /// A record comes to stand.
@@ -71,9 +82,8 @@ impl Checker {
                 format_args!("VMM {inc} on host{host} owns epoch {epoch}, as VMM {other} does"),
             );
         }
-        let stands = self.records.get(&epoch).map(|record| record.nonce);
-        let by = stands.and_then(|nonce| self.claims.get(&nonce));
-        if by != Some(&inc) {
+        let stands = self.records.get(&epoch);
+        if stands.and_then(|record| self.holder(record)) != Some(inc) {
             self.violated(
                 "not won",
                 now,
@@ -154,7 +164,7 @@ impl Sim {
         let Some(newest) = self.newest_record() else {
             return;
         };
-        let own = self.checker().claims.get(&newest.nonce) == Some(&inc);
+        let own = self.checker().holder(&newest) == Some(inc);
         let named = match newest.tenure {
             Tenure::Pair { backup, session } => {
                 backup == self.host_name(host) && self.follows_session(host, session)

@@ -6,6 +6,7 @@
 //! | an epoch has one owner, the one that its record names; records follow from the one before | [`epochs`] |
 //! | nothing is released before a live replica has it; a takeover has all of that, and the same state | [`log`] |
 //! | the guest reads from its disk what it wrote, and the image ends up as it believes | `sim::heal`, the guest |
+//! | a machine that is started anew finds on its disk what clients were told | [`world`] |
 //! | virtual time neither jumps nor runs away; the backup stays close | [`log`] |
 //! | the last copy of the VM is not thrown away, a drained session not resumed | [`epochs`] |
 
@@ -42,7 +43,7 @@ pub(crate) struct Checker {
     sessions: BTreeMap<SessionId, log::Session>,
     owners: BTreeMap<Epoch, u32>,
     records: BTreeMap<Epoch, ft::EpochRecord>,
-    claims: BTreeMap<ft::Nonce, u32>,
+    claims: BTreeMap<ft::Nonce, (u32, ft::HostId)>,
     closed: Vec<(u32, SessionId)>,
     packets: Vec<Packet>,
     life: u64,

@@ -11,14 +11,14 @@ use super::{Ev, Sim};
 impl Sim {
     pub(super) fn ask_arbiter(&mut self, host: usize, call: CallId, request: ArbiterRequest) {
         let inc = self.hosts[host].vmm.as_ref().map_or(0, |vmm| vmm.inc);
+        let id = self.hosts[host].id;
         let claims = match &request {
             ArbiterRequest::TryWin { record, .. } => {
-                self.check.claims(inc, record);
+                self.check.claims(inc, id, record);
                 true
             }
             ArbiterRequest::Newest => false,
         };
-        let id = self.hosts[host].id;
         let Some(vmm) = self.hosts[host].vmm.as_mut() else {
             return;
         };

@@ -375,18 +375,30 @@ impl Sim {
         self.milestones += 1;
         let number = self.milestones;
         let mute = self.plan.muted.contains(&number) || number >= self.plan.muted_from;
-        if self.healed || mute || self.plan.options.trigger == 0 {
+        let options = &self.plan.options;
+        if self.healed || mute || (options.trigger == 0 && options.relapse == 0) {
             return;
         }
         let mut rng = Rng::new(mix2(self.plan.seed, number), 4);
-        if !rng.chance(self.plan.options.trigger) {
+        let kind = if rng.chance(options.trigger) {
+            faults::at_milestone(&mut rng, host, options.hosts)
+        } else if ["won", "go live"].contains(&name)
+            && self.quarantines(host)
+            && rng.chance(options.relapse)
+        {
+            faults::relapse(&mut rng, host)
+        } else {
             return;
-        }
-        let kind = faults::at_milestone(&mut rng, host, self.plan.options.hosts);
+        };
         self.log(host, format_args!("trigger {number} at {name}: {kind:?}"));
         self.triggers.push(number);
         self.interrupted = true;
         self.after(0, Ev::Trigger(kind));
+    }
+
+    fn quarantines(&self, host: usize) -> bool {
+        let vmm = self.hosts[host].vmm.as_ref();
+        vmm.is_some_and(|vmm| vmm.replica.status().quarantine)
     }
 
     /// Whether a happening is for a thread of a process that stands still or is gone; it is put off, or
@@ -533,10 +545,8 @@ impl Sim {
             let Some(vmm) = host.vmm.as_ref().filter(|vmm| vmm.inc != except) else {
                 return false;
             };
-            let owner = vmm
-                .replica
-                .record()
-                .is_some_and(|record| record.nonce == base.nonce);
+            let acts = vmm.replica.record().is_some() && base.tenure != ft::Tenure::Closed;
+            let owner = acts && self.check.holder(base) == Some(vmm.inc);
             let named = match base.tenure {
                 ft::Tenure::Pair { backup, session } => {
                     let follow = vmm

@@ -156,7 +156,7 @@ pub enum Leave {
     PoweredOff,
     /// The primary ended the session.
     Dropped,
-    /// The primary was lost before this replica was complete.
+    /// The primary was lost before this replica was complete, or before a record named it.
     Incomplete,
     /// The replica diverged.
     Diverged,

@@ -2,11 +2,19 @@
 //! the arbiter until it is decided.
 //!
 //! ```text
-//!   (base unknown) ─► Newest ──► may compete? ──no──► Lost, or ask again for a while
-//!                        ▲            │yes
-//!                        │            ▼
-//!                        └─Taken── TryWin(base + 1) ──Won──► Won
+//!   (base unknown) ─► Newest ──► may compete? ──never──► Lost
+//!                        ▲         yes│  │not yet: asked again, and after a while
+//!                        │            │  └────► TryWin(base + 1: the owner, alone) ──Won──► Renounced
+//!                        │            ▼                          │
+//!                        ├─Taken── TryWin(base + 1) ──Won──► Won │
+//!                        └─Taken─────────────────────────────────┘
 //! ```
+//! A standby that confirmed may be named by a claim of its primary that is on its way for however long:
+//! to give up it makes sure that this claim fails. It makes the record of that claim's epoch itself, in
+//! the owner's name and with the tenure that the owner has: it **renounces**. Whichever of the two
+//! records is linked first decides, and the other side reads it. Nobody's right changes by it: the owner
+//! takes the record for its own, and lets the standby go ([`EpochRecord::renounces`]).
+//!
 //! Always true: a claim for epoch e+1 is built on the record of e that allows it; the same claim is
 //! repeated, with its nonce, while its outcome is unknown; an arbiter that cannot be reached decides
 //! nothing. One question is on its way at a time, for however long it takes.
@@ -103,6 +111,30 @@ impl EpochRecord {
             nonce: self.nonce,
         }
     }
+
+    /// The record by which the standby of `session` renounces: that of `base` again. Its nonce is the
+    /// session, which nothing else has for a nonce, so that the owner can tell.
+    fn renunciation(base: &Self, session: SessionId) -> Self {
+        Self {
+            epoch: base.epoch.next(),
+            nonce: Nonce(session.0),
+            ..base.clone()
+        }
+    }
+
+    /// Whether this record is how the standby of `session` renounced.
+    #[must_use]
+    pub fn renounces(&self, session: SessionId) -> bool {
+        self.nonce == Nonce(session.0)
+    }
+
+    /// Whether this record, of the epoch after `mine`, leaves its owner all that `mine` gave it: a standby
+    /// renounced. Only this process could have made another one like it, for it is alone on its host.
+    #[must_use]
+    pub fn continues(&self, mine: &Self) -> bool {
+        let alone = [self, mine].map(|record| record.tenure == Tenure::Alone);
+        alone == [true; 2] && self.owner == mine.owner && self.epoch == mine.epoch.next()
+    }
 }
 
 /// What the next record is to say.
@@ -171,6 +203,8 @@ impl Proposal {
 pub(crate) enum Outcome {
     /// This record stands.
     Won(EpochRecord),
+    /// A record stands that leaves everything to its owner: no claim that names this side can be won.
+    Renounced,
     /// Somebody else is ahead: the newest record, where it is known.
     Lost(Option<EpochRecord>),
 }
@@ -189,19 +223,19 @@ pub(crate) struct Arbitration {
     call: Option<CallId>,
     ask_at: Time,
     wait: Duration,
-    give_up_at: Option<Time>,
+    renounce_at: Option<Time>,
     unreachable: bool,
 }
 
 impl Arbitration {
-    /// Begins; `base` is the newest record where it is known, `known` an epoch that has one. With
-    /// `give_up_at`, a standing that is not yet good is lost then.
+    /// Begins; `base` is the newest record where it is known, `known` an epoch that has one. A standing
+    /// that is not yet good at `renounce_at` is renounced.
     pub(crate) fn new(
         standing: Standing,
         proposal: Proposal,
         base: Option<Option<EpochRecord>>,
         known: Option<Epoch>,
-        give_up_at: Option<Time>,
+        renounce_at: Option<Time>,
     ) -> Self {
         Self {
             standing,
@@ -212,7 +246,7 @@ impl Arbitration {
             call: None,
             ask_at: Time(0),
             wait: Duration::ZERO,
-            give_up_at,
+            renounce_at,
             unreachable: false,
         }
     }
@@ -232,29 +266,35 @@ impl Arbitration {
             return None;
         };
         if self.claim.is_none() {
-            match self.standing.judge(base.as_ref()) {
-                Judgement::May => {
-                    if let Standing::Backup { named, .. } = &mut self.standing {
+            match (self.standing.judge(base.as_ref()), &mut self.standing) {
+                (Judgement::May, standing) => {
+                    if let Standing::Backup { named, .. } = standing {
                         *named = true;
                     }
+                    let nonce = ctx.core.nonces.nonce();
+                    let fences = ctx.core.config.fencing;
+                    self.claim = Some(self.proposal.record(base.as_ref(), ctx.me(), nonce, fences));
                 }
-                Judgement::Never => return Some(Outcome::Lost(base)),
-                Judgement::NotYet if self.give_up_at.is_some_and(|at| at <= ctx.now) => {
-                    return Some(Outcome::Lost(base));
+                (Judgement::Never, _) => return Some(Outcome::Lost(base)),
+                (Judgement::NotYet, _) if canary::on(Canary::GivesUpUnasked) => {
+                    return Some(Outcome::Renounced);
                 }
-                Judgement::NotYet => {
+                (Judgement::NotYet, Standing::Backup { session, .. })
+                    if self.renounce_at.is_some_and(|at| at <= ctx.now) =>
+                {
+                    let renunciation = |base| EpochRecord::renunciation(base, *session);
+                    self.claim = base.as_ref().map(renunciation);
+                }
+                (Judgement::NotYet, _) => {
                     self.base = None;
                     self.back_off(ctx);
                     return None;
                 }
             }
-            let nonce = ctx.core.nonces.nonce();
-            let fences = ctx.core.config.fencing;
-            self.claim = Some(self.proposal.record(base.as_ref(), ctx.me(), nonce, fences));
         }
         let record = self.claim.clone().expect("made above where it was missing");
         if canary::on(Canary::SkipTestAndSet) {
-            return Some(Outcome::Won(record));
+            return Some(Self::stands(ctx, record));
         }
         let base = base.as_ref().map(EpochRecord::base);
         self.call = Some(ctx.ask(ArbiterRequest::TryWin { base, record }));
@@ -289,7 +329,7 @@ impl Arbitration {
             }
             ArbiterReply::Won => {
                 let record = self.claim.take().expect("only a claim is won");
-                return Some(Outcome::Won(record));
+                return Some(Self::stands(ctx, record));
             }
             ArbiterReply::Taken(record) => {
                 // There may be still newer ones, so the newest is asked for before a claim; but a
@@ -305,6 +345,14 @@ impl Arbitration {
         self.unreachable = false;
         self.wait = Duration::ZERO;
         self.poll(ctx)
+    }
+
+    fn stands(ctx: &Context<'_>, record: EpochRecord) -> Outcome {
+        if record.owner == ctx.me() {
+            Outcome::Won(record)
+        } else {
+            Outcome::Renounced
+        }
     }
 
     fn back_off(&mut self, ctx: &Context<'_>) {

@@ -259,7 +259,7 @@ impl Boot {
     fn settle(&mut self, ctx: &mut Context<'_>, outcome: Option<Outcome>) -> Option<EpochRecord> {
         match outcome? {
             Outcome::Won(record) => Some(record),
-            Outcome::Lost(_) => {
+            Outcome::Renounced | Outcome::Lost(_) => {
                 self.stage = Stage::reading();
                 self.poll(ctx)
             }

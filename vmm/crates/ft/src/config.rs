@@ -44,8 +44,8 @@ pub struct Timings {
     pub progress: Duration,
     /// How often hosts are asked what they hold.
     pub query: Duration,
-    /// How long a backup that confirmed but is not yet named waits for the record to name it, once
-    /// its primary is lost.
+    /// How long a standby that confirmed but is not yet named waits for the record to name it, once its
+    /// primary is lost, before it renounces.
     pub unnamed: Duration,
     /// How long a relieved primary waits for its successor before it goes on itself.
     pub handover: Duration,

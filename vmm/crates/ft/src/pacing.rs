@@ -182,8 +182,22 @@ mod tests {
             .collect()
     }
 
+    /// The step response as a table: a backup that replayed as fast as the primary ran has `percent` of
+    /// its speed from 0 ms on. `cargo test -p ft step_response -- --nocapture` prints it.
+    fn print_step_response(delay_ms: u64) {
+        const SPEEDS: [u64; 4] = [10, 50, 80, 95];
+        println!("lag in ms, measured {delay_ms} ms late; speed of replay {SPEEDS:?} %");
+        let lags = SPEEDS.map(|percent| smooth(&response(delay_ms, 1000, |_| percent)));
+        for at in [0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 99] {
+            let row: Vec<_> = lags.iter().map(|lag| lag[at] / 1_000_000).collect();
+            println!("{:>4} ms  {row:>3?}", 10 * at);
+        }
+    }
+
     #[test]
     fn step_response_settles_without_overshoot_or_oscillation() {
+        print_step_response(5);
+        print_step_response(29);
         // 80 ms / e = 29 ms: delays up to there must not swing.
         for delay_ms in [0, 5, 15, 29] {
             for percent in [10, 30, 50, 80, 95] {

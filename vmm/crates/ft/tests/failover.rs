@@ -158,7 +158,7 @@ fn primary_lost_before_the_standby_confirmed_the_standby_discards() {
 }
 
 #[test]
-fn primary_lost_after_confirmation_but_before_the_record_the_standby_waits_then_discards() {
+fn primary_lost_after_confirmation_but_before_the_record_the_standby_waits_then_renounces() {
     let mut stage = Stage::new();
     stage.boot(Stage::config("castor"));
     stage.standby(Stage::config("pollux"));
@@ -167,9 +167,109 @@ fn primary_lost_after_confirmation_but_before_the_record_the_standby_waits_then_
     stage.run_until(1000, |stage| stage.status("castor") == "committing");
     stage.kill("castor");
     stage.run_until(2000, |stage| stage.status("pollux") == "arbitrating");
-    stage.run_until(8000, |stage| stage.status("pollux") == "standby");
-    assert!(!stage.did("pollux", "GoLive"));
+    stage.run(4500);
     assert_eq!(stage.records().len(), 1);
+    stage.run_until(2000, |stage| stage.status("pollux") == "standby");
+    assert!(!stage.did("pollux", "GoLive"));
+    // The record is still castor's, who may start the VM again by it.
+    assert_eq!(stage.records().len(), 2);
+    assert!(stage.newest().continues(&stage.records()[0]));
+    stage.arbiter_cut.clear();
+    stage.boot(Stage::config("castor"));
+    stage.run_until(2000, |stage| stage.status("castor") == "protected");
+}
+
+/// castor's claim that names pollux is on its way for as long as the test likes, and the two do not
+/// hear each other.
+fn claim_on_its_way() -> Stage {
+    let mut stage = Stage::new();
+    stage.claims_held.insert(host("castor"));
+    stage.boot(Stage::config("castor"));
+    stage.run(10);
+    stage.land("castor");
+    stage.claims_held.insert(host("castor"));
+    stage.standby(Stage::config("pollux"));
+    stage.run_until(1000, |stage| stage.status("castor") == "committing");
+    stage.part("castor", "pollux");
+    stage.run_until(2000, |stage| stage.status("pollux") == "arbitrating");
+    stage
+}
+
+#[test]
+fn a_claim_that_lands_after_the_standby_renounced_names_nobody() {
+    let mut stage = claim_on_its_way();
+    stage.run_until(8000, |stage| stage.status("pollux") == "standby");
+    // Whatever becomes of the claim, outputs wait until it is decided.
+    assert!(matches!(stage.node("castor").gate, GateMode::Holding(_)));
+    stage.land("castor");
+    stage.run_until(100, |stage| stage.acting() == ["castor"]);
+    assert_eq!(stage.role("castor"), RoleName::Primary);
+    assert_eq!(stage.epoch("castor"), 2);
+    assert!(stage.records().iter().all(|r| r.tenure == Tenure::Alone));
+    stage.cut.clear();
+    stage.run_until(5000, |stage| stage.status("castor") == "protected");
+}
+
+#[test]
+fn a_standby_whose_renunciation_comes_second_finds_itself_named() {
+    let mut stage = claim_on_its_way();
+    stage.claims_held.insert(host("pollux"));
+    stage.run(6000);
+    assert_eq!(stage.status("pollux"), "arbitrating");
+    stage.kill("castor");
+    stage.land("castor");
+    stage.land("pollux");
+    stage.run_until(1000, |stage| stage.acting() == ["pollux"]);
+    assert_eq!(stage.epoch("pollux"), 3);
+}
+
+#[test]
+fn a_standby_that_cannot_renounce_keeps_what_it_has() {
+    let mut stage = claim_on_its_way();
+    stage.arbiter_cut.insert(host("pollux"));
+    stage.run(20_000);
+    assert_eq!(stage.status("pollux"), "arbitrating");
+    stage.kill("castor");
+    stage.land("castor");
+    stage.arbiter_cut.clear();
+    stage.run_until(1000, |stage| stage.acting() == ["pollux"]);
+}
+
+/// pollux confirmed, which castor never heard, and has renounced, which castor does not know.
+fn renounced_unheard() -> Stage {
+    let mut stage = Stage::new();
+    stage.boot(Stage::config("castor"));
+    stage.standby(Stage::config("pollux"));
+    stage.run_until(1000, |stage| stage.status("castor") == "confirming");
+    stage.cut.insert((host("pollux"), host("castor")));
+    stage.run_until(1000, |stage| stage.confirmed("pollux"));
+    stage.part("castor", "pollux");
+    let session = stage.session("pollux");
+    stage.run_until(9000, |stage| stage.status("pollux") == "standby");
+    assert!(stage.newest().renounces(session));
+    assert_eq!(stage.epoch("castor"), 1);
+    stage
+}
+
+#[test]
+fn a_renunciation_of_an_earlier_standby_costs_the_next_one_nothing() {
+    let mut stage = renounced_unheard();
+    stage.standby(Stage::config("helen"));
+    stage.run_until(9000, |stage| stage.status("castor") == "protected");
+    assert_eq!(stage.named_backup(), Some(host("helen")));
+    assert_eq!(stage.records().len(), 3);
+    let acts = &stage.node("castor").acts;
+    let transfers = acts.iter().filter(|act| act.starts_with("StartTransfer"));
+    assert_eq!(transfers.count(), 2);
+}
+
+#[test]
+fn a_claim_of_another_kind_is_made_again_after_a_renunciation() {
+    let mut stage = renounced_unheard();
+    stage.tell(host("castor"), Event::GuestOff);
+    stage.run_until(1000, |stage| stage.role("castor") == RoleName::Ended);
+    let tenures: Vec<_> = stage.records().iter().map(|r| r.tenure).collect();
+    assert_eq!(tenures, [Tenure::Alone, Tenure::Alone, Tenure::Closed]);
 }
 
 #[test]

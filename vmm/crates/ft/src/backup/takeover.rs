@@ -112,8 +112,14 @@ impl Following {
             quarantine: Keep::Feared,
         };
         let base = self.named.clone().map(Some);
-        let give_up_at = ctx.now.after(ctx.timings().unnamed);
-        Arbitration::new(standing, proposal, base, Some(self.epoch), Some(give_up_at))
+        let renounce_at = ctx.now.after(ctx.timings().unnamed);
+        Arbitration::new(
+            standing,
+            proposal,
+            base,
+            Some(self.epoch),
+            Some(renounce_at),
+        )
     }
 
     /// Goes on competing.
@@ -152,6 +158,7 @@ impl Following {
         };
         match outcome {
             None => Step::Stay,
+            Some(Outcome::Renounced) => Step::Leave(Leave::Incomplete),
             Some(Outcome::Lost(newest)) => {
                 let closed = newest.is_some_and(|record| record.tenure == Tenure::Closed);
                 Step::Leave(if closed {

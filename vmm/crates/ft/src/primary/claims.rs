@@ -7,9 +7,10 @@ use crate::arbiter::{ArbiterReply, CallId};
 use crate::arbitration::{Arbitration, Keep, Outcome, Proposal, Standing};
 use crate::canary::{self, Canary};
 use crate::context::Context;
+use crate::detector::Cause;
 use crate::gate::GateMode;
 use crate::peer::PeerMessage;
-use crate::record::Tenure;
+use crate::record::{EpochRecord, Tenure};
 
 use super::link::Stage;
 use super::{Phase, Primary, Verdict};
@@ -124,7 +125,10 @@ impl Primary {
         self.claim = None;
         let record = match outcome {
             Outcome::Won(record) => record,
-            Outcome::Lost(_) => return Err(Leave::Superseded),
+            Outcome::Lost(Some(record)) if record.continues(&self.record) => {
+                return self.renounced(ctx, record);
+            }
+            Outcome::Renounced | Outcome::Lost(_) => return Err(Leave::Superseded),
         };
         self.record = record;
         let epoch = self.record.epoch;
@@ -143,6 +147,24 @@ impl Primary {
                 return Err(Leave::PoweredOff);
             }
         }
+        self.next_claim(ctx)
+    }
+
+    /// A standby that was never named renounced, by a record that is this side's own: no claim is
+    /// decided by it but that which names that standby. The others are made again.
+    fn renounced(&mut self, ctx: &mut Context<'_>, record: EpochRecord) -> Verdict {
+        let epoch = record.epoch;
+        if let Some(link) = &mut self.link {
+            if link.stage == Stage::Committing {
+                link.stage = Stage::Confirmed;
+            }
+            let gave_up = record.renounces(link.session).then_some(Cause::GaveUp);
+            match gave_up.or(link.lost) {
+                Some(cause) => self.give_link_up(ctx, cause, format!("{cause:?}")),
+                None => ctx.act(Action::SetEpoch(epoch)),
+            }
+        }
+        self.record = record;
         self.next_claim(ctx)
     }
 

@@ -55,6 +55,9 @@ pub struct Stage {
     pub withheld: BTreeSet<(HostId, &'static str)>,
     /// The directory is seen as it was before there were records.
     pub records_unseen: bool,
+    /// Hosts whose claims are on their way to the directory until [`Stage::land`].
+    pub claims_held: BTreeSet<HostId>,
+    held: Vec<(HostId, CallId, ArbiterRequest)>,
     /// Acknowledgements do not arrive.
     pub acks_stopped: bool,
     /// Backups receive, and replay no further than here.
@@ -72,6 +75,8 @@ impl Stage {
             cut: BTreeSet::new(),
             withheld: BTreeSet::new(),
             records_unseen: false,
+            claims_held: BTreeSet::new(),
+            held: Vec::new(),
             acks_stopped: false,
             replay_stopped_at: None,
             made: 0,
@@ -150,6 +155,11 @@ impl Stage {
 
     pub fn epoch(&self, name: &str) -> u64 {
         self.nodes[&host(name)].replica.status().epoch.unwrap().0
+    }
+
+    /// Whether a standby may be named.
+    pub fn confirmed(&self, name: &str) -> bool {
+        self.nodes[&host(name)].replica.status().protected
     }
 
     pub fn kill(&mut self, name: &str) {
@@ -434,7 +444,23 @@ impl Stage {
         }
     }
 
+    /// The claims of a host that were on their way arrive, also where it has died since.
+    pub fn land(&mut self, name: &str) {
+        self.claims_held.remove(&host(name));
+        let (mine, others) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(me, ..)| *me == host(name));
+        assert!(!mine.is_empty(), "{name} claims nothing");
+        self.held = others;
+        for (me, call, request) in mine {
+            self.arbiter(me, call, request);
+        }
+    }
+
     fn arbiter(&mut self, me: HostId, call: CallId, request: ArbiterRequest) {
+        if self.claims_held.contains(&me) && matches!(request, ArbiterRequest::TryWin { .. }) {
+            return self.held.push((me, call, request));
+        }
         let reply = if self.arbiter_cut.contains(&me) {
             ArbiterReply::Unreachable("cut".to_owned())
         } else {
