@@ -241,6 +241,9 @@ pub struct LogStat {
     /// The recording
     #[arg(value_name = "DIR")]
     pub recording: PathBuf,
+    /// Leave out the first seconds of virtual time
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub after_s: u64,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
     }
     report.push(
         Measure::milliseconds("restore", &restores)
-            .noted("from the start of the program to an answer of the guest's shell"),
+            .noted("from the start of the program to an answer of the guest's Redis server"),
     );
     Ok(())
 }

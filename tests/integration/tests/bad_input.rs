@@ -3,7 +3,7 @@
 use std::fs;
 
 use harness::privileges;
-use integration::{run, stderr};
+use integration::{pollux, run, stderr};
 
 /// Runs and expects failure with a message that contains `part`.
 fn refused(arguments: &[&str], part: &str) {
@@ -58,6 +58,29 @@ fn a_guest_that_cannot_be_is_refused_with_the_reason() {
     let disk = ["run", "--disk", "/nowhere/disk.img", "--kernel", &empty];
     refused(&disk, "/nowhere/disk.img");
     refused(&["restore", "/nowhere/snapshot"], "/nowhere/snapshot");
+}
+
+#[test]
+fn a_host_without_kvm_is_named_as_such() {
+    if !privileges::root("a_host_without_kvm_is_named_as_such") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // A mount namespace of its own, in which /dev has nothing.
+    let output = std::process::Command::new("unshare")
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            r#"mount -t tmpfs none /dev && exec "$0" restore "$1""#,
+        ])
+        .arg(pollux())
+        .arg(dir.path())
+        .output()
+        .expect("unshare is part of Debian");
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("/dev/kvm does not exist"), "{said}");
 }
 
 #[test]

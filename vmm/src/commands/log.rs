@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use format::{Assembler, Entry, EntryKind, EntryReader, Event, FrameHeader, Tail};
+use format::{
+    Assembler, Entry, EntryKind, EntryReader, Event, FrameHeader, HEADER_LEN, TRAILER_LEN, Tail,
+};
 use replay::{RecordingError, RecordingReader};
 use serde::Serialize;
 use thiserror::Error;
@@ -152,7 +154,7 @@ struct Stat {
     complete: bool,
     frames: u64,
     exits: u64,
-    bytes: usize,
+    bytes: u64,
     virtual_seconds: f64,
     mbit_per_virtual_second: f64,
     kinds: BTreeMap<&'static str, KindStat>,
@@ -160,25 +162,31 @@ struct Stat {
 
 fn stat(options: &LogStat) -> Result<(), Box<dyn std::error::Error>> {
     let reader = RecordingReader::open(&options.recording)?;
-    let mut stat = Stat {
-        bytes: reader.log_bytes(),
-        ..Stat::default()
-    };
+    let mut stat = Stat::default();
     let (mut first, mut last, mut since, mut until) = (None, 0, None, 0);
     let mut frame = None;
+    let (left_out_ns, mut birth) = (options.after_s * 1_000_000_000, None);
     let tail = each_entry(&reader, |header, entry| {
+        if let Event::Time { ns } = entry.event {
+            until = ns;
+            birth.get_or_insert(ns);
+        }
+        if left_out_ns > 0 && birth.is_none_or(|birth| until - birth < left_out_ns) {
+            return Ok(());
+        }
         if frame != Some(header.first) {
             frame = Some(header.first);
             stat.frames += 1;
+            stat.bytes += (HEADER_LEN + TRAILER_LEN) as u64;
         }
         let kind = stat.kinds.entry(entry.event.kind().name()).or_default();
         kind.entries += 1;
         kind.bytes += entry.encoded_len() as u64;
+        stat.bytes += entry.encoded_len() as u64;
         first.get_or_insert(entry.exit.0);
         last = entry.exit.0;
         if let Event::Time { ns } = entry.event {
             since.get_or_insert(ns);
-            until = ns;
         }
         Ok(())
     })?;
