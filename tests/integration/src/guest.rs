@@ -47,7 +47,12 @@ pub fn guest(test: &str) -> Option<&'static Guest> {
     {
         return None;
     }
-    Some(GUEST.get_or_init(|| boot(&image)))
+    Some(
+        GUEST.get_or_init(|| match std::env::var_os("POLLUX_TEST_GUEST") {
+            Some(home) => Guest { home: home.into() },
+            None => boot(&image),
+        }),
+    )
 }
 
 fn boot(image: &Path) -> Guest {
