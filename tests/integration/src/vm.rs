@@ -11,6 +11,9 @@ use crate::{Guest, Site, pollux};
 /// means that it never will.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How long a question waits before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
 /// See the module. Killed when it goes out of scope.
 #[derive(Debug)]
 pub struct Vm {
@@ -87,20 +90,41 @@ impl Vm {
         self.wait_for(answer);
     }
 
+    /// Interrupts whatever runs or is half typed and asks, again and again: a shell that is starting forgets
+    /// what was typed before.
+    ///
+    /// # Panics
+    /// If no answer ever comes.
+    pub fn insist(&mut self, line: &str, answer: &str) {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            self.type_keys(&format!("\u{3}\n{line}\n"));
+            if self.shows(answer, ASK_AGAIN) {
+                return;
+            }
+        }
+        panic!("the console never showed {answer:?}{}", self.said());
+    }
+
     /// Waits until the console shows `text`, after what was waited for before.
     ///
     /// # Panics
     /// If it never comes.
     pub fn wait_for(&mut self, text: &str) {
-        let end = Instant::now() + PATIENCE;
+        let shown = self.shows(text, PATIENCE);
+        assert!(shown, "the console never showed {text:?}{}", self.said());
+    }
+
+    fn shows(&mut self, text: &str, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
         loop {
             if let Some(at) = self.seen.find(text) {
                 self.seen.drain(..at + text.len());
-                return;
+                return true;
             }
             let left = end.saturating_duration_since(Instant::now());
             let Ok(bytes) = self.output.recv_timeout(left) else {
-                panic!("the console never showed {text:?}{}", self.said());
+                return false;
             };
             let new = String::from_utf8_lossy(&bytes);
             self.seen.push_str(&new);

@@ -53,9 +53,7 @@ fn go_live(scene: &Scene, recording: &Path, entry: u64) {
         .arg(&disk);
     let mut vm = Vm::start(&scene.site, &mut command);
     vm.wait_for("identical");
-    // Whatever ran in the foreground or was half typed is interrupted.
-    vm.type_keys("\u{3}\n");
-    vm.ask("echo alive-$((6*7))", "alive-42");
+    vm.insist("echo alive-$((6*7))", "alive-42");
     let pong = scene.site.redis().and_then(|mut redis| redis.ask("PING"));
     assert_eq!(pong.unwrap(), "+PONG", "{}", vm.said());
     // What `poweroff` does, without a process.

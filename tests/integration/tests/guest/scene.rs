@@ -98,10 +98,11 @@ pub(crate) fn record_traffic(scene: &Scene, recording: &Path) {
     let mut vm = scene.record(recording, &[]);
     let mut redis = scene.site.redis().unwrap();
     vm.type_keys(
-        "seq 1 3000 > /data/a; sync; echo 3 > /proc/sys/vm/drop_caches; probe busy 5; \
-         cat /data/a > /data/b; sync; echo end-$((4+5))\n",
+        "for i in 1 2 3 4 5 6 7 8 9; do echo line$i; done > /data/a; sync; \
+         echo 3 > /proc/sys/vm/drop_caches; read x < /data/a; \
+         i=0; while [ $i -lt 15000 ]; do i=$((i+1)); done; echo end-$((4+5))\n",
     );
-    for number in 0..amount("POLLUX_TRAFFIC_REQUESTS", 40) {
+    for number in 0..amount("POLLUX_TRAFFIC_REQUESTS", 25) {
         redis.set_and_get(number % 7, number).unwrap();
     }
     vm.wait_for("end-9");
