@@ -1,7 +1,8 @@
 //! Killing daemons, VMM-side processes and the link at random points.
 //!
-//! No acknowledged append is ever lost, none is delivered twice, order is kept. `FTLOG_CRASHES` says
-//! how many kills (default few), `FTLOG_SEED` repeats a run.
+//! No acknowledged append is ever lost, none is delivered twice, order is kept. A kill counts where it hit
+//! while the channel worked and appends were in flight. `FTLOG_CRASHES` says how many such kills each
+//! test, and each victim of the first one, needs (default few); `FTLOG_SEED` repeats a run.
 #![allow(clippy::unwrap_used)]
 
 mod proxy;
@@ -47,10 +48,23 @@ impl Drop for SeedNote {
     }
 }
 
-fn kill(pid: u32) {
+/// True where there was such a process.
+fn kill(pid: u32) -> bool {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-    // A process that is gone already is as good as killed.
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
+}
+
+/// Kills until enough of them hit with something in flight; `round` says whether it did.
+fn campaign(test: &str, mut round: impl FnMut(&mut ChaCha8Rng) -> bool) {
+    let (mut random, _note) = seeded(test);
+    let wanted = crashes(4);
+    let (mut tried, mut hit) = (0, 0);
+    while hit < wanted {
+        assert!(tried < 20 * wanted, "of {tried} kills {hit} hit");
+        tried += 1;
+        hit += u64::from(round(&mut random));
+    }
+    eprintln!("{test}: of {tried} kills {hit} hit with appends in flight");
 }
 
 /// A pair whose connection goes through a proxy that can be cut.
@@ -68,164 +82,250 @@ fn cut_pair(rig: &Rig) -> (Host, Host, Proxy) {
     (primary, backup, proxy)
 }
 
+/// What dies while both VMMs live on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    PrimaryDaemon,
+    BackupDaemon,
+    BothDaemons,
+    Link,
+}
+
+const VICTIMS: [Victim; 4] = [
+    Victim::PrimaryDaemon,
+    Victim::BackupDaemon,
+    Victim::BothDaemons,
+    Victim::Link,
+];
+
+/// A pair under fire, and what has been appended to it.
+struct Pair {
+    primary: Host,
+    backup: Host,
+    proxy: Proxy,
+    checker: Checker,
+    next: u64,
+    /// What was acknowledged at the last blow.
+    acked_at_blow: Seq,
+}
+
+impl Pair {
+    fn new(rig: &Rig) -> Self {
+        let (primary, backup, proxy) = cut_pair(rig);
+        Self {
+            primary,
+            backup,
+            proxy,
+            checker: Checker::default(),
+            next: 0,
+            acked_at_blow: Seq(0),
+        }
+    }
+
+    /// Appends, or makes room where there is none.
+    fn append(&mut self, flush: bool) {
+        let append = append_of(self.next);
+        match self.primary.session.producer.append(&append).unwrap() {
+            Some(seq) => {
+                assert_eq!(seq, Seq(self.next));
+                self.next += 1;
+            }
+            None => self.checker.read(&mut self.backup.session.consumer),
+        }
+        if flush {
+            self.primary.session.producer.flush(Seq(self.next));
+        }
+    }
+
+    /// What is acknowledged, which is committed, whoever is dead at the moment.
+    fn acked(&self) -> Seq {
+        let acked = self.primary.session.acks.acked().unwrap();
+        assert!(self.backup.session.consumer.committed().1 >= acked);
+        acked
+    }
+
+    /// Appends until the channel has come back from the last blow.
+    fn come_back(&mut self) {
+        let until = Instant::now() + LIMIT;
+        let wanted = Seq(self.acked_at_blow.0 + 1);
+        while self.acked() < wanted {
+            assert!(Instant::now() < until, "the channel does not come back");
+            self.append(true);
+            self.checker.read(&mut self.backup.session.consumer);
+            let limit = Some(Duration::from_millis(20));
+            let acks = &self.primary.session.acks;
+            acks.wait(wanted, Duration::ZERO, limit).unwrap();
+        }
+    }
+
+    /// True where it hit with appends in flight on a channel that worked.
+    fn strike(&mut self, victim: Victim) -> bool {
+        let acked = self.acked();
+        let in_flight = acked > self.acked_at_blow && acked < Seq(self.next);
+        let is_hit = match victim {
+            Victim::PrimaryDaemon => self.primary.channel.daemon_pid().is_some_and(kill),
+            Victim::BackupDaemon => self.backup.channel.daemon_pid().is_some_and(kill),
+            Victim::BothDaemons => {
+                let primary = self.primary.channel.daemon_pid().is_some_and(kill);
+                self.backup.channel.daemon_pid().is_some_and(kill) && primary
+            }
+            Victim::Link => self.proxy.cut(),
+        };
+        self.acked_at_blow = self.acked();
+        in_flight && is_hit
+    }
+
+    /// All that was appended arrives, once, and is acknowledged.
+    fn finish(mut self) {
+        self.primary.session.producer.flush(Seq(self.next));
+        let until = Instant::now() + LIMIT;
+        while self.checker.next < self.next {
+            let (next, came) = (self.next, self.checker.next);
+            assert!(Instant::now() < until, "{came} of {next} arrived");
+            let consumer = &mut self.backup.session.consumer;
+            self.checker.read(consumer);
+            let limit = Some(Duration::from_millis(50));
+            consumer.wait(Duration::ZERO, limit).unwrap();
+        }
+        let (acks, all) = (&self.primary.session.acks, Seq(self.next));
+        assert!(acks.wait(all, Duration::ZERO, Some(LIMIT)).unwrap());
+        let committed = self.backup.session.consumer.committed().1;
+        assert_eq!(committed, all, "nothing twice");
+    }
+}
+
 /// The VMMs live on; their daemons and the link come and go.
 #[test]
 fn daemons_and_link_die_at_random_and_every_append_arrives_once() {
     let (mut random, _note) = seeded("daemons_and_link");
     let rig = Rig::new("crash");
-    let (mut primary, mut backup, proxy) = cut_pair(&rig);
-    let mut checker = Checker::default();
-    let mut next = 0u64;
-    for round in 0..crashes(20) {
-        let victim = random.random_range(0..4);
+    let mut pair = Pair::new(&rig);
+    let wanted = crashes(4);
+    let (mut tried, mut hits) = ([0; VICTIMS.len()], [0; VICTIMS.len()]);
+    while hits.iter().any(|hit| *hit < wanted) {
+        assert!(
+            tried.iter().sum::<u64>() < 100 * wanted,
+            "{tried:?} {hits:?}"
+        );
+        // Else it may hit what still comes back from the last blow.
+        if random.random_ratio(2, 3) {
+            pair.come_back();
+        }
         let until = Instant::now() + Duration::from_micros(random.random_range(0..6000));
         while Instant::now() < until {
-            let append = append_of(next);
-            match primary.session.producer.append(&append).unwrap() {
-                Some(seq) => {
-                    assert_eq!(seq, Seq(next));
-                    next += 1;
-                }
-                None => {
-                    checker.read(&mut backup.session.consumer);
-                }
-            }
-            if random.random_ratio(1, 4) {
-                primary.session.producer.flush(Seq(next));
-            }
-            // Acknowledged means committed, whoever is dead at the moment.
-            let acked = primary.session.acks.acked().unwrap();
-            assert!(
-                backup.session.consumer.committed().1 >= acked,
-                "round {round}"
-            );
+            pair.append(random.random_ratio(1, 4));
+            pair.acked();
         }
-        if matches!(victim, 0 | 2) {
-            primary.channel.daemon_pid().into_iter().for_each(kill);
-        }
-        if matches!(victim, 1 | 2) {
-            backup.channel.daemon_pid().into_iter().for_each(kill);
-        }
-        if victim == 3 {
-            proxy.cut();
-        }
+        let victim = random.random_range(0..VICTIMS.len());
+        tried[victim] += 1;
+        hits[victim] += u64::from(pair.strike(VICTIMS[victim]));
         if random.random_ratio(1, 2) {
-            checker.read(&mut backup.session.consumer);
+            pair.checker.read(&mut pair.backup.session.consumer);
         }
     }
-    primary.session.producer.flush(Seq(next));
-    let until = Instant::now() + LIMIT;
-    while checker.next < next {
-        assert!(Instant::now() < until, "{} of {next} arrived", checker.next);
-        checker.read(&mut backup.session.consumer);
-        backup
-            .session
-            .consumer
-            .wait(Duration::ZERO, Some(Duration::from_millis(50)))
-            .unwrap();
-    }
-    let acks = &primary.session.acks;
-    assert!(acks.wait(Seq(next), Duration::ZERO, Some(LIMIT)).unwrap());
-    assert_eq!(
-        backup.session.consumer.committed().1,
-        Seq(next),
-        "nothing twice"
-    );
+    pair.finish();
+    eprintln!("{VICTIMS:?}: of {tried:?} kills {hits:?} hit with appends in flight");
 }
 
 /// The primary's VMM dies: the backup gets all that was published before, then `END`.
 #[test]
 fn a_producer_dies_and_its_whole_log_and_the_end_are_delivered() {
-    let (mut random, _note) = seeded("a_producer_dies");
-    for _ in 0..crashes(4) {
+    campaign("a_producer_dies", |random| {
         let rig = Rig::new("producer");
         let mut backup = Vmm::consumer(&rig);
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
-        primary.kill();
+        let hit = primary.kill_in_flight();
         let published = primary.published();
         let end = backup.wait_end();
         assert_eq!(end, published, "all that was published, and not more");
         assert!(primary.acked() <= end);
-    }
+        hit
+    });
 }
 
 /// The worst pair: who could resend and who could acknowledge are gone at once.
 #[test]
 fn backup_daemon_and_producer_die_together_and_the_consumer_has_all_that_was_acknowledged() {
-    let (mut random, _note) = seeded("backup_daemon_and_producer");
-    for _ in 0..crashes(4) {
+    campaign("backup_daemon_and_producer", |random| {
         let rig = Rig::new("both");
         let mut backup = Vmm::consumer(&rig);
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
         let daemon = backup.daemon_pid();
-        if random.random_ratio(1, 2) {
-            kill(daemon);
-            primary.kill();
+        let hit = if random.random_ratio(1, 2) {
+            kill(daemon) & primary.kill_in_flight()
         } else {
-            primary.kill();
-            kill(daemon);
-        }
+            primary.kill_in_flight() & kill(daemon)
+        };
         let acked = primary.acked();
         backup.wait_progress(acked);
-    }
+        hit
+    });
 }
 
 /// Both processes of the primary's side die: what was acknowledged is with the backup.
 #[test]
 fn a_whole_side_dies_and_nothing_acknowledged_is_lost() {
-    let (mut random, _note) = seeded("a_whole_side");
-    for _ in 0..crashes(4) {
+    campaign("a_whole_side", |random| {
         let rig = Rig::new("side");
         let mut backup = Vmm::consumer(&rig);
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
         let daemon = primary.daemon_pid();
-        primary.kill();
-        kill(daemon);
+        let hit = if random.random_ratio(1, 2) {
+            primary.kill_in_flight() & kill(daemon)
+        } else {
+            kill(daemon) & primary.kill_in_flight()
+        };
         let acked = primary.acked();
         backup.wait_progress(acked);
-    }
+        hit
+    });
 }
 
 /// The backup's VMM dies: its daemon stops acknowledging, and nothing was acknowledged that it did not
 /// have.
 #[test]
 fn a_consumer_dies_and_nothing_is_acknowledged_that_it_had_not() {
-    let (mut random, _note) = seeded("a_consumer_dies");
-    for _ in 0..crashes(4) {
+    campaign("a_consumer_dies", |random| {
         let rig = Rig::new("consumer");
         let mut backup = Vmm::consumer(&rig);
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
+        backup.shoot();
+        let hit = primary.is_in_flight();
         backup.kill();
         primary.wait_peer_dead();
         assert!(primary.acked() <= backup.committed());
-    }
+        hit
+    });
 }
 
 /// Both processes of the backup's side die, in either order: the primary counts nothing as acknowledged
 /// that the dead consumer could not have read.
 #[test]
 fn the_whole_backup_dies_and_nothing_is_acknowledged_that_it_had_not() {
-    let (mut random, _note) = seeded("the_whole_backup");
-    for _ in 0..crashes(4) {
+    campaign("the_whole_backup", |random| {
         let rig = Rig::new("backup");
         let mut backup = Vmm::consumer(&rig);
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
         let daemon = backup.daemon_pid();
-        if random.random_ratio(1, 2) {
+        let hit = if random.random_ratio(1, 2) {
             kill(daemon);
-            backup.kill();
+            backup.shoot();
+            primary.is_in_flight()
         } else {
-            backup.kill();
+            backup.shoot();
             kill(daemon);
-        }
+            primary.is_in_flight()
+        };
+        backup.kill();
         primary.kill();
         assert!(primary.acked() <= backup.committed());
-    }
+        hit
+    });
 }
 
 /// Not a test: the body of a VMM-side process, run by the tests above.

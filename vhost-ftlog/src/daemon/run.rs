@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
@@ -69,6 +71,8 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 /// How long a daemon that serves one VMM (`--once`) waits for it: a VMM that dies after it started the daemon
 /// and before it connects would otherwise leave it behind.
 const FIRST_VMM_LIMIT: Duration = Duration::from_secs(15);
+/// How long a VMM that has connected may take to be noticed.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(1);
 
 /// What wakes the main thread.
 enum Wake {
@@ -168,9 +172,7 @@ fn wait(
                 }
             }
             Wake::NoVmm => {
-                tracing::warn!(
-                    "no VMM has connected in {FIRST_VMM_LIMIT:?}: the one that started this is gone"
-                );
+                tracing::warn!("no VMM has connected: the one that started this is gone");
                 return Ok(());
             }
             Wake::Terminate if draining => return Ok(()),
@@ -286,10 +288,19 @@ fn serve_one(stream: UnixStream, control: Control) {
     }
 }
 
+/// Who started this daemon holds the other end of its standard output until it has connected: that end
+/// goes early where it dies.
 fn watch_first_vmm(wake: &mpsc::Sender<Wake>, had_vmm: &Arc<AtomicBool>) -> Result<(), RunError> {
     let (wake, had_vmm) = (wake.clone(), Arc::clone(had_vmm));
     thread("ftlog-first-vmm", move || {
-        std::thread::sleep(FIRST_VMM_LIMIT);
+        let out = io::stdout();
+        let mut out = [PollFd::new(&out, PollFlags::empty())];
+        let limit = Timespec {
+            tv_sec: FIRST_VMM_LIMIT.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        while let Err(Errno::INTR) = poll(&mut out, Some(&limit)) {}
+        std::thread::sleep(ACCEPT_LIMIT);
         if !had_vmm.load(Ordering::Acquire) {
             // It ends with the daemon.
             let _ = wake.send(Wake::NoVmm);

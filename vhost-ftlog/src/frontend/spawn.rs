@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -69,7 +69,11 @@ impl Daemon {
                 }
             }
             Self::Spawn(config) => {
-                let (listen, process) = config.start()?;
+                let Started {
+                    listen,
+                    process,
+                    out: _out,
+                } = config.start()?;
                 let stream = UnixStream::connect(&config.socket)
                     .map_err(io_error("connect to the daemon that was started"))?;
                 Ok(Connected {
@@ -82,10 +86,18 @@ impl Daemon {
     }
 }
 
+/// A daemon that was started.
+struct Started {
+    listen: Option<SocketAddr>,
+    process: OwnedFd,
+    /// Held until we have connected: where it closes before, the daemon knows that we are dead.
+    out: BufReader<ChildStdout>,
+}
+
 impl SpawnConfig {
     /// Starts the daemon and waits until it says that it is ready. It leaves our session and process
     /// group by itself before it says so.
-    fn start(&self) -> Result<(Option<SocketAddr>, OwnedFd), Error> {
+    fn start(&self) -> Result<Started, Error> {
         let failed = |why: String| Error::Spawn {
             program: self.program.display().to_string(),
             why,
@@ -105,7 +117,8 @@ impl SpawnConfig {
             .ok_or_else(|| failed("no standard output".to_owned()))?;
         let mut line = String::new();
         // Ends with the daemon's readiness or with its death, which closes the pipe.
-        let read = BufReader::new(out).read_line(&mut line);
+        let mut out = BufReader::new(out);
+        let read = out.read_line(&mut line);
         if read.is_err() || line.is_empty() {
             let status = child.wait().map_err(|error| failed(error.to_string()))?;
             return Err(failed(format!("it ended with {status}; see its messages")));
@@ -121,6 +134,10 @@ impl SpawnConfig {
         let said: serde_json::Value =
             serde_json::from_str(&line).map_err(|error| failed(error.to_string()))?;
         let listen = said["listen"].as_str().and_then(|text| text.parse().ok());
-        Ok((listen, process))
+        Ok(Started {
+            listen,
+            process,
+            out,
+        })
     }
 }

@@ -43,11 +43,13 @@ impl Proxy {
         self.address
     }
 
-    /// Cuts all connections.
-    pub(crate) fn cut(&self) {
+    /// Cuts all connections; true where one was open.
+    pub(crate) fn cut(&self) -> bool {
+        let mut is_cut = false;
         for socket in self.open.lock().unwrap().drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
+            is_cut |= socket.shutdown(Shutdown::Both).is_ok();
         }
+        is_cut
     }
 }
 

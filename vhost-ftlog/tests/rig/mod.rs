@@ -161,6 +161,63 @@ pub(crate) fn listen_on(config: &mut ChannelConfig, port: u16) {
     }
 }
 
+/// Whatever a test does to VMMs and daemons, no daemon stays behind.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let Directory::Own(dir) = &self.dir else {
+            return;
+        };
+        if std::thread::panicking() {
+            return;
+        }
+        let until = Instant::now() + LIMIT;
+        loop {
+            let left = processes_of(dir.path());
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < until, "daemons stay behind: {left:?}");
+            // Their ends are what is waited for.
+            let pid = rustix::process::Pid::from_raw(left[0].0).unwrap();
+            let Ok(process) =
+                rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            else {
+                continue;
+            };
+            let mut end = [rustix::event::PollFd::new(
+                &process,
+                rustix::event::PollFlags::IN,
+            )];
+            let limit = rustix::time::Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            let _ = rustix::event::poll(&mut end, Some(&limit));
+        }
+    }
+}
+
+/// Processes that run with this directory in their command lines.
+fn processes_of(dir: &std::path::Path) -> Vec<(i32, String)> {
+    let dir = dir.display().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&dir) {
+            found.push((pid, line));
+        }
+    }
+    found
+}
+
 fn session_id() -> SessionId {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&SESSIONS.fetch_add(1, Ordering::Relaxed).to_le_bytes());

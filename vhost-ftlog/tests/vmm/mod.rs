@@ -194,9 +194,29 @@ impl Vmm {
         self.wait_line("peer-dead");
     }
 
-    pub(crate) fn kill(&mut self) {
+    /// Whether the process has published what is not acknowledged.
+    pub(crate) fn is_in_flight(&self) -> bool {
+        let published = self.published();
+        published > self.acked()
+    }
+
+    /// Sends the signal and does not wait.
+    pub(crate) fn shoot(&mut self) {
         self.child.kill().unwrap();
+    }
+
+    /// Kills it and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        self.shoot();
         self.child.wait().unwrap();
+    }
+
+    /// The same of a producer; true where it hit with appends in flight.
+    pub(crate) fn kill_in_flight(&mut self) -> bool {
+        self.shoot();
+        let in_flight = self.is_in_flight();
+        self.child.wait().unwrap();
+        in_flight
     }
 }
 
