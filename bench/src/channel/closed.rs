@@ -95,6 +95,48 @@ const fn baseline(name: &str) -> &'static str {
     }
 }
 
+/// The daemon's options of io_uring beside the default, asleep and with large entries.
+pub(super) fn options(world: &World, times: Times, series: &mut Series) -> Result<(), Failure> {
+    for (option, ack, throughput) in [
+        (None, "ack_default", "throughput_default"),
+        (Some("--send-zc"), "ack_send_zc", "throughput_send_zc"),
+        (Some("--sqpoll"), "ack_sqpoll", "throughput_sqpoll"),
+    ] {
+        let setup = Setup {
+            option,
+            ..Setup::default()
+        };
+        let times_of = ack_times(world, times, setup)?;
+        let (flood, ..) = flood(world, times, setup, 65536)?;
+        let rate = flood.rate() * 65536.0 / 1e6;
+        let acks = series.times(ack, times_of);
+        if option.is_some() {
+            acks.against("ack_default");
+        }
+        let rate = series.value(throughput, "MB/s", rate);
+        if option.is_some() {
+            rate.against("throughput_default");
+        }
+    }
+    Ok(())
+}
+
+/// Append to acknowledgement, asleep.
+fn ack_times(world: &World, times: Times, setup: Setup) -> Result<Histogram<u64>, Failure> {
+    let Pair {
+        mut primary,
+        backup,
+    } = world.pair(setup)?;
+    let session = &mut primary.session;
+    let (seen, ..) = with_consumer(world, backup, policy(setup), || {
+        world.a.run(|| {
+            life::schedule(policy(setup));
+            one_at_a_time(session, times, Duration::ZERO)
+        })
+    })?;
+    Ok(seen.round_trips)
+}
+
 /// One case of latency: the distribution, the stages, and the CPU time of an acknowledgement.
 fn acks(
     world: &World,
@@ -345,14 +387,4 @@ fn append(producer: &mut LogProducer, entry: usize) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// The rate of entries per second that the channel takes of this size, measured for a short while.
-pub(super) fn capacity(world: &World, setup: Setup, entry: usize) -> Result<f64, Failure> {
-    let times = Times {
-        warm_up: Duration::from_millis(100),
-        case: Duration::from_millis(500),
-    };
-    let (flood, ..) = flood(world, times, setup, entry)?;
-    Ok(flood.rate())
 }

@@ -57,6 +57,8 @@ enum Case {
     Open,
     /// The death of a VMM-side process.
     Death,
+    /// What the daemon's options of io_uring give, beside the default.
+    Options,
 }
 
 /// How long a case is, and how long it is warmed up.
@@ -100,6 +102,9 @@ fn measure(options: &Options, report: &mut Report) -> Result<(), Failure> {
         }
         if wanted(Case::Death) {
             death::told(&world, &options.death_gib, &mut series)?;
+        }
+        if wanted(Case::Options) {
+            closed::options(&world, times, &mut series)?;
         }
     }
     report.runs(options.runs);

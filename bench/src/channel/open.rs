@@ -1,5 +1,8 @@
 //! Latency at a given rate: entries come by the clock, whether or not the ones before are acknowledged,
 //! and each is timed from the moment at which it was due. Nothing is omitted while the channel stands.
+//!
+//! The rates are shares of what the same loop gets through the channel for as long when every entry is due
+//! at once: what a loop gets that does less for each entry is more than this one can keep up.
 
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use vhost_ftlog::config_space::Tuning;
 use vhost_ftlog::daemon::options::Priority;
 use vhost_ftlog::frontend::{Acks, Session};
 
-use super::closed::{capacity, with_consumer};
+use super::closed::with_consumer;
 use super::series::{Series, histogram, record};
 use super::world::{PATIENCE, Pair, Setup, World};
 use super::{Failure, Times};
@@ -34,111 +37,154 @@ pub(super) fn latency(world: &World, times: Times, series: &mut Series) -> Resul
         },
         ..batched
     };
-    let most = capacity(world, batched, ENTRY)?;
-    series
-        .value("open_loop_capacity", "1/s", most)
-        .noted("entries of 1500 bytes, as fast as the channel takes them with batching");
+    let setups = [(batched, ""), (unbatched, "_unbatched")];
+    let mut least = f64::MAX;
+    for (setup, suffix) in setups {
+        let most = load(world, times, setup, None)?.rate();
+        series
+            .value(&format!("open_loop_capacity{suffix}"), "1/s", most)
+            .noted(
+                "entries of 1500 bytes, each due at once; the rates are shares of the lesser one",
+            );
+        least = least.min(most);
+    }
     for percent in [10, 50, 90] {
-        let rate = most * f64::from(percent) / 100.0;
-        for (setup, suffix) in [(batched, ""), (unbatched, "_unbatched")] {
+        let rate = least * f64::from(percent) / 100.0;
+        for (setup, suffix) in setups {
+            let load = load(world, times, setup, Some(rate))?;
             let name = format!("ack_open_loop_{percent}{suffix}");
-            series.times(&name, at_rate(world, times, setup, rate)?);
+            series.value(&format!("{name}_rate"), "1/s", load.rate());
+            series.times(&name, load.latencies);
         }
     }
     Ok(())
 }
 
-fn at_rate(
-    world: &World,
-    times: Times,
-    setup: Setup,
-    rate: f64,
-) -> Result<Histogram<u64>, Failure> {
+fn load(world: &World, times: Times, setup: Setup, rate: Option<f64>) -> Result<Load, Failure> {
     let Pair {
         mut primary,
         backup,
     } = world.pair(setup)?;
     let session = &mut primary.session;
-    let (latencies, ..) = with_consumer(world, backup, Priority::None, || {
+    let (load, ..) = with_consumer(world, backup, Priority::None, || {
         world.a.run(|| {
             // A timer is then late by what it takes to wake, not by the default slack of 50 us.
             rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
-            Schedule::new(rate, times).run(session)
+            Load::new(rate, times).run(session)
         })
     })?;
-    Ok(latencies)
+    Ok(load)
 }
 
-/// When entries are due.
-struct Schedule {
+/// Entries that come by the clock.
+struct Load {
     start: Moment,
+    /// Between two entries; none where all are due at once.
     period_ns: f64,
-    /// Entries that come before the timed ones, and all.
-    warm_up: u64,
-    all: u64,
+    warm: Moment,
+    end: Moment,
+    added: u64,
+    acked: u64,
+    /// What was acknowledged when the warm-up was over, and when that was seen.
+    acked_warm: Option<(u64, Moment)>,
+    acked_end: (u64, Moment),
     latencies: Histogram<u64>,
 }
 
-impl Schedule {
-    fn new(rate: f64, times: Times) -> Self {
-        let entries = |time: Duration| (rate * time.as_secs_f64()) as u64;
+impl Load {
+    fn new(rate: Option<f64>, times: Times) -> Self {
+        let start = Moment::now();
+        let after = |time: Duration| Moment(start.0 + time.as_nanos() as u64);
         Self {
-            start: Moment::now(),
-            period_ns: 1e9 / rate,
-            warm_up: entries(times.warm_up),
-            all: entries(times.warm_up + times.case),
+            start,
+            period_ns: rate.map_or(0.0, |rate| 1e9 / rate),
+            warm: after(times.warm_up),
+            end: after(times.warm_up + times.case),
+            added: 0,
+            acked: 0,
+            acked_warm: None,
+            acked_end: (0, start),
             latencies: histogram(),
         }
+    }
+
+    /// Entries a second that were acknowledged in the time after the warm-up.
+    fn rate(&self) -> f64 {
+        let (acked, at) = self.acked_end;
+        let (before, since) = self.acked_warm.unwrap_or((0, self.start));
+        (acked - before) as f64 * 1e9 / at.since(since).max(1) as f64
     }
 
     fn due(&self, entry: u64) -> Moment {
         Moment(self.start.0 + (entry as f64 * self.period_ns) as u64)
     }
 
-    fn run(mut self, session: &mut Session) -> Result<Histogram<u64>, Failure> {
+    /// How many entries are due now.
+    fn count_due(&self, now: Moment) -> u64 {
+        if self.period_ns == 0.0 {
+            return if now < self.end { u64::MAX } else { self.added };
+        }
+        (now.min(self.end).since(self.start) as f64 / self.period_ns) as u64 + 1
+    }
+
+    fn run(mut self, session: &mut Session) -> Result<Self, Failure> {
         let entry = [7; ENTRY];
-        let (mut added, mut acked) = (0, 0);
         let mut last_progress = Moment::now();
-        while acked < self.all {
+        loop {
             let now = Moment::now();
-            let due = ((now.since(self.start) as f64 / self.period_ns) as u64 + 1).min(self.all);
-            let upto = due.min(added + BURST);
-            while added < upto && session.producer.append(&entry)?.is_some() {
-                added += 1;
+            let due = self.count_due(now);
+            let upto = due.min(self.added + BURST);
+            while self.added < upto && session.producer.append(&entry)?.is_some() {
+                self.added += 1;
             }
-            let is_full = added < upto;
-            if added == self.all && upto == due {
-                session.producer.flush(Seq(added));
+            let is_full = self.added < upto;
+            let is_last = now >= self.end && self.added == due;
+            if is_last {
+                session.producer.flush(Seq(self.added));
             }
             let seen = session.acks.acked()?.0;
             let now = Moment::now();
-            if seen > acked {
+            if seen > self.acked {
                 last_progress = now;
+                self.take(seen, now);
             } else if now.since(last_progress) > PATIENCE.as_nanos() as u64 {
                 return Err("acknowledgements have stopped".into());
             }
-            for entry in acked.max(self.warm_up)..seen {
-                let late = now.since(self.due(entry));
-                record(&mut self.latencies, late);
+            if is_last && self.acked == self.added {
+                return Ok(self);
             }
-            acked = acked.max(seen);
-            let next = self.due(added).since(now);
-            if is_full || (added == due && next > SHORT_NS) || added == self.all {
-                let limit = if is_full || added == self.all {
-                    1_000_000
-                } else {
-                    next
-                };
-                wait(
-                    &session.acks,
-                    (acked < added).then_some(Seq(acked + 1)),
-                    limit,
-                )?;
-            } else if added == due {
-                std::thread::yield_now();
+            self.rest(&session.acks, is_full || is_last, due, now)?;
+        }
+    }
+
+    /// Entries below this are seen to be acknowledged.
+    fn take(&mut self, seen: u64, now: Moment) {
+        for entry in self.acked..seen {
+            let due = self.due(entry);
+            if due >= self.warm || self.period_ns == 0.0 {
+                record(&mut self.latencies, now.since(due));
             }
         }
-        Ok(self.latencies)
+        self.acked = seen;
+        if now >= self.warm && self.acked_warm.is_none() {
+            self.acked_warm = Some((seen, now));
+        }
+        if now <= self.end {
+            self.acked_end = (seen, now);
+        }
+    }
+
+    /// Waits for what comes next, if that is worth it.
+    fn rest(&self, acks: &Acks, blocked: bool, due: u64, now: Moment) -> Result<(), Failure> {
+        let next = self.due(self.added).since(now);
+        if blocked || (self.added == due && next > SHORT_NS) {
+            let limit = if blocked { 1_000_000 } else { next };
+            let oldest = (self.acked < self.added).then_some(Seq(self.acked + 1));
+            wait(acks, oldest, limit)?;
+        } else if self.added == due {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Setup {
     pub(super) arena: ArenaConfig,
     /// `--priority` of the data threads.
     pub(super) priority: &'static str,
+    /// Another option of both daemons.
+    pub(super) option: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -47,6 +49,7 @@ impl Default for Setup {
             tuning: Tuning::default(),
             arena: ArenaConfig::default(),
             priority: "fifo",
+            option: None,
         }
     }
 }
@@ -111,6 +114,7 @@ impl World {
             "--admin".to_owned(),
             text(self.path(&format!("{name}.admin"))),
         ];
+        args.extend(setup.option.map(str::to_owned));
         if listen {
             args.extend(["--listen".to_owned(), self.address_b(0).to_string()]);
         }

@@ -18,7 +18,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use vhost_ftlog::config_space::{COMMAND_AT, Reach, Role, SessionParams, TUNING_AT, Tuning, self};
 use vhost_ftlog::daemon::bulk::BulkStreams;
 use vhost_ftlog::daemon::control::{Control, FEATURES, protocol_features};
-use vhost_ftlog::daemon::engine::uring::Uring;
+use vhost_ftlog::daemon::engine::uring::{Uring, UringOptions};
 use vhost_ftlog::daemon::engine::{Engine, EngineConfig, EngineHandle};
 use vhost_ftlog::daemon::life::monotonic_ns;
 use vhost_ftlog::daemon::peer::Peers;
@@ -43,7 +43,7 @@ fn world() -> &'static World {
         let (reports, _) = mpsc::channel();
         let config = EngineConfig { linger_ns: 10_000_000, yield_in_spin: true, clock: monotonic_ns };
         std::thread::spawn(move || {
-            let ring = Uring::new().expect("this host has io_uring");
+            let ring = Uring::new(UringOptions::default()).expect("this host has io_uring");
             let engine = Engine::new(ring, config, inbox, doorbell, reports);
             let ended = engine.and_then(|mut engine| engine.run());
             // A data thread that ends is a finding, like one that panics.

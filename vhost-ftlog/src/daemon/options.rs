@@ -67,6 +67,12 @@ pub struct Options {
     /// Spin without letting others on the CPU run: for a CPU of its own
     #[arg(long)]
     pub spin_hard: bool,
+    /// Send large frames from the arena's pages (SENDMSG_ZC): for network cards that gather them; measure first
+    #[arg(long)]
+    pub send_zc: bool,
+    /// Have a kernel thread take what the data thread submits (SQPOLL): for a host with a CPU to spare for it
+    #[arg(long)]
+    pub sqpoll: bool,
     /// Scheduling of the data thread
     #[arg(long, value_enum, default_value_t = Priority::Fifo)]
     pub priority: Priority,

@@ -26,7 +26,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use super::bulk::BulkStreams;
 use super::control::Control;
-use super::engine::uring::{SetupError, Uring};
+use super::engine::uring::{SetupError, Uring, UringOptions};
 use super::engine::{Command, Engine, EngineConfig, EngineHandle, Report};
 use super::options::{Options, OptionsError, Priority};
 use super::peer::Peers;
@@ -205,6 +205,10 @@ fn start_engine(
         clock: life::monotonic_ns,
     };
     let (priority, cpu) = (options.priority, options.cpu);
+    let ring_options = UringOptions {
+        zero_copy: options.send_zc,
+        kernel_polls: options.sqpoll,
+    };
     let (set_up, is_set_up) = mpsc::sync_channel(1);
     let ended = wake.clone();
     thread("ftlog-data", move || {
@@ -212,7 +216,7 @@ fn start_engine(
             tracing::warn!(%error, "the data thread is not pinned");
         }
         // The ring belongs to the thread that makes it.
-        let ring = match Uring::new() {
+        let ring = match Uring::new(ring_options) {
             Ok(ring) => ring,
             Err(error) => {
                 let _ = set_up.send(Err(error));

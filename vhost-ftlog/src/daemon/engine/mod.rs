@@ -29,6 +29,7 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 pub mod uring;
+mod zero_copy;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,7 +1,8 @@
 //! [`Ring`] on io_uring.
 //!
 //! Deferred task work on one thread, registered files, incremental provided buffers where the kernel
-//! has them. No kernel thread polls: with two CPUs it would compete with the VMM.
+//! has them. Unless [`UringOptions`] ask for it no kernel thread polls, which would compete with the VMM for
+//! a CPU, and the kernel copies what is sent.
 #![allow(unsafe_code)] // Submission entries name memory by address; the buffer ring is shared memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -15,6 +16,7 @@ use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use thiserror::Error;
 
 use super::ring_io::{Completion, Op, Ring, SLOTS, Slot, Wait};
+use super::zero_copy::{Answered, ZeroCopy};
 
 const ENTRIES: u32 = 64;
 const BUFFER_GROUP: u16 = 0;
@@ -25,6 +27,18 @@ const INCREMENTAL: u16 = 2;
 /// `FUTEX2_SIZE_U32`: a shared futex of 32 bits.
 const FUTEX_U32: u32 = 2;
 const FUTEX_ANY: u64 = 0xffff_ffff;
+
+/// How long a polling kernel thread looks for work before it sleeps, in ms.
+const POLL_IDLE_MS: u32 = 2;
+
+/// What the ring may do besides; nothing by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UringOptions {
+    /// Large messages are sent from the arena's pages themselves (SENDMSG_ZC).
+    pub zero_copy: bool,
+    /// A kernel thread takes submissions (SQPOLL).
+    pub kernel_polls: bool,
+}
 
 /// Why there is no ring.
 #[derive(Debug, Error)]
@@ -63,6 +77,7 @@ impl SetupError {
 pub struct Uring {
     ring: IoUring,
     buffers: Option<BufferRing>,
+    zero_copy: Option<ZeroCopy>,
     wait_word: bool,
     /// System calls made, for the metrics.
     enters: u64,
@@ -73,16 +88,20 @@ impl Uring {
     ///
     /// # Errors
     /// [`SetupError`] says what the operator can do.
-    pub fn new() -> Result<Self, SetupError> {
-        let ring = IoUring::builder()
+    pub fn new(options: UringOptions) -> Result<Self, SetupError> {
+        let mut builder = IoUring::builder();
+        builder
             .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(1024)
-            .dontfork()
-            .build(ENTRIES)
-            .map_err(SetupError::of)?;
+            .dontfork();
+        if options.kernel_polls {
+            // Its thread runs the task work too: there is none to defer.
+            builder.setup_sqpoll(POLL_IDLE_MS);
+        } else {
+            builder.setup_defer_taskrun().setup_taskrun_flag();
+        }
+        let ring = builder.build(ENTRIES).map_err(SetupError::of)?;
         let submitter = ring.submitter();
         submitter
             .register_files_sparse(SLOTS)
@@ -92,9 +111,14 @@ impl Uring {
             .register_probe(&mut probe)
             .map_err(SetupError::of)?;
         let wait_word = probe.is_supported(opcode::FutexWait::CODE);
+        let can_zero_copy = probe.is_supported(opcode::SendMsgZc::CODE);
+        if options.zero_copy && !can_zero_copy {
+            tracing::warn!("this kernel cannot send without copying: --send-zc changes nothing");
+        }
         let mut this = Self {
             ring,
             buffers: None,
+            zero_copy: (options.zero_copy && can_zero_copy).then(ZeroCopy::default),
             wait_word,
             enters: 0,
         };
@@ -148,7 +172,22 @@ impl Ring for Uring {
     }
 
     unsafe fn push(&mut self, op: Op, token: u64) {
-        let entry = Self::entry(op).user_data(token);
+        let (entry, token) = match (&mut self.zero_copy, op) {
+            (Some(zero_copy), Op::SendMessage { message }) => {
+                // SAFETY: the caller vouches for the message.
+                if unsafe { ZeroCopy::pays(message) } {
+                    (ZeroCopy::entry(message), zero_copy.begin(token))
+                } else {
+                    (Self::entry(op), token)
+                }
+            }
+            (Some(zero_copy), Op::Cancel { token: of }) => {
+                let of = zero_copy.cancel(of);
+                (Self::entry(Op::Cancel { token: of }), token)
+            }
+            _ => (Self::entry(op), token),
+        };
+        let entry = entry.user_data(token);
         // SAFETY: the caller vouches for the memory that the entry names.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.enters += 1;
@@ -186,10 +225,25 @@ impl Ring for Uring {
 
     fn has_answer(&mut self) -> bool {
         !self.ring.completion().is_empty()
+            || self.zero_copy.as_ref().is_some_and(ZeroCopy::has_answer)
     }
 
     fn next(&mut self) -> Option<Completion> {
-        let entry = self.ring.completion().next()?;
+        let entry = loop {
+            if let Some(zero_copy) = &mut self.zero_copy
+                && let Some(answer) = zero_copy.take_answer()
+            {
+                return Some(answer);
+            }
+            let entry = self.ring.completion().next()?;
+            match &mut self.zero_copy {
+                None => break entry,
+                Some(zero_copy) => match zero_copy.answered(&entry) {
+                    Answered::Other => break entry,
+                    Answered::Ours => {}
+                },
+            }
+        };
         let flags = entry.flags();
         if cqueue::buffer_select(flags).is_some()
             && !cqueue::buffer_more(flags)
@@ -323,7 +377,7 @@ mod tests {
     use super::*;
 
     fn ring() -> Uring {
-        Uring::new().expect("this host has io_uring")
+        Uring::new(UringOptions::default()).expect("this host has io_uring")
     }
 
     #[test]
@@ -356,6 +410,55 @@ mod tests {
             "a signal is not answered"
         );
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_large_message_is_answered_once_with_all_its_bytes_however_it_is_sent() {
+        use std::io::Read;
+        use std::net::{TcpListener, TcpStream};
+
+        const LEN: usize = 200_000;
+        for (zero_copy, kernel_polls) in [(false, false), (true, false), (false, true)] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut peer = listener.accept().unwrap().0;
+            let reader = std::thread::spawn(move || {
+                let mut got = vec![0; LEN];
+                peer.read_exact(&mut got).unwrap();
+                got
+            });
+            let options = UringOptions {
+                zero_copy,
+                kernel_polls,
+            };
+            let mut ring = Uring::new(options).unwrap();
+            assert_eq!(ring.zero_copy.is_some(), zero_copy);
+            ring.set_file(Slot::Socket, Some(socket.as_fd())).unwrap();
+            let mut bytes = vec![7u8; LEN];
+            let mut buffer = libc::iovec {
+                iov_base: bytes.as_mut_ptr().cast(),
+                iov_len: LEN,
+            };
+            // SAFETY: a message of null pointers and zero lengths is a valid empty one.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_iov = &raw mut buffer;
+            message.msg_iovlen = 1;
+            let message = &raw const message;
+            // SAFETY: all of it lives until the answer below.
+            unsafe { ring.push(Op::SendMessage { message }, 6) };
+            let mut answers = Vec::new();
+            while answers.is_empty() {
+                ring.enter(Wait::AtMost(1_000_000_000)).unwrap();
+                answers.extend(std::iter::from_fn(|| ring.next()));
+            }
+            let whole = Completion {
+                token: 6,
+                result: LEN as i32,
+                more: false,
+            };
+            assert_eq!(answers, [whole], "{options:?}");
+            assert_eq!(reader.join().unwrap(), bytes);
+        }
     }
 
     #[test]
