@@ -95,46 +95,72 @@ static __always_inline void put_addresses(struct flow_key *key, enum side side, 
 	}
 }
 
-/* Reads the headers down to TCP's; false if it is no TCP segment with payload. */
-static __always_inline int read_segment(struct __sk_buff *skb, enum side side, struct segment *s)
-{
+/* The usual headers, which are read at once. */
+struct headers4 {
+	struct iphdr ip;
 	struct tcphdr tcp;
-	__u32 tcp_at, ip_bytes, headers;
+};
 
-	__builtin_memset(s, 0, sizeof(*s));
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr ip;
+struct headers6 {
+	struct ipv6hdr ip;
+	struct tcphdr tcp;
+};
 
-		if (load(skb, 0, &ip, sizeof(ip)) || ip.protocol != IPPROTO_TCP)
-			return 0;
-		put_addresses(&s->key, side, &ip.saddr, &ip.daddr, 1);
-		tcp_at = ip.ihl * 4;
-		ip_bytes = bpf_ntohs(ip.tot_len);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr ip;
+_Static_assert(sizeof(struct headers4) == 40 && sizeof(struct headers6) == 60, "no gaps");
 
-		if (load(skb, 0, &ip, sizeof(ip)) || ip.nexthdr != IPPROTO_TCP)
-			return 0;
-		put_addresses(&s->key, side, &ip.saddr, &ip.daddr, 0);
-		tcp_at = sizeof(ip);
-		ip_bytes = ip.payload_len ? bpf_ntohs(ip.payload_len) + sizeof(ip) : 0;
-	} else {
-		return 0;
-	}
-	if (load(skb, tcp_at, &tcp, sizeof(tcp)))
-		return 0;
+/* True where there is payload; of pure acknowledgements of TCP's nothing more is looked at. */
+static __always_inline int measure_segment(const struct __sk_buff *skb, const struct tcphdr *tcp,
+					   __u32 tcp_at, __u32 ip_bytes, struct segment *s)
+{
 	/* Of a segment larger than IP can say, the buffer knows; it also knows the padding of small ones. */
 	if (!ip_bytes)
 		ip_bytes = skb->len - ETH_HLEN;
-	headers = tcp_at + tcp.doff * 4;
-	if (ip_bytes <= headers)
+	s->payload_at = tcp_at + tcp->doff * 4;
+	if (ip_bytes <= s->payload_at)
 		return 0;
-	s->key.local_port = bpf_ntohs(side == OUT ? tcp.source : tcp.dest);
-	s->key.remote_port = bpf_ntohs(side == OUT ? tcp.dest : tcp.source);
-	s->sequence = bpf_ntohl(tcp.seq);
-	s->payload_at = headers;
-	s->payload_bytes = ip_bytes - headers;
+	s->payload_bytes = ip_bytes - s->payload_at;
+	s->sequence = bpf_ntohl(tcp->seq);
 	s->packets = skb->gso_segs ? skb->gso_segs : 1;
+	return 1;
+}
+
+static __always_inline void put_ports(struct flow_key *key, enum side side, const struct tcphdr *tcp)
+{
+	key->local_port = bpf_ntohs(side == OUT ? tcp->source : tcp->dest);
+	key->remote_port = bpf_ntohs(side == OUT ? tcp->dest : tcp->source);
+	key->unused = 0;
+}
+
+/* Reads the headers down to TCP's; false if it is no TCP segment with payload. */
+static __always_inline int read_segment(struct __sk_buff *skb, enum side side, struct segment *s)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct headers4 h;
+		__u32 tcp_at;
+
+		if (load(skb, 0, &h, sizeof(h)) || h.ip.protocol != IPPROTO_TCP)
+			return 0;
+		tcp_at = h.ip.ihl * 4;
+		if (tcp_at != sizeof(h.ip) && load(skb, tcp_at, &h.tcp, sizeof(h.tcp)))
+			return 0;
+		if (!measure_segment(skb, &h.tcp, tcp_at, bpf_ntohs(h.ip.tot_len), s))
+			return 0;
+		put_addresses(&s->key, side, &h.ip.saddr, &h.ip.daddr, 1);
+		put_ports(&s->key, side, &h.tcp);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct headers6 h;
+		__u32 ip_bytes;
+
+		if (load(skb, 0, &h, sizeof(h)) || h.ip.nexthdr != IPPROTO_TCP)
+			return 0;
+		ip_bytes = h.ip.payload_len ? bpf_ntohs(h.ip.payload_len) + sizeof(h.ip) : 0;
+		if (!measure_segment(skb, &h.tcp, sizeof(h.ip), ip_bytes, s))
+			return 0;
+		put_addresses(&s->key, side, &h.ip.saddr, &h.ip.daddr, 0);
+		put_ports(&s->key, side, &h.tcp);
+	} else {
+		return 0;
+	}
 	return 1;
 }
 
@@ -227,7 +253,6 @@ static __always_inline void ack_passed(struct flow *flow, const struct ack_recor
 
 static __always_inline void see(struct __sk_buff *skb, enum side side)
 {
-	__u64 now = bpf_ktime_get_ns();
 	struct frame_header header;
 	struct direction *direction;
 	struct ack_record ack;
@@ -247,15 +272,16 @@ static __always_inline void see(struct __sk_buff *skb, enum side side)
 	direction = side == OUT ? &flow->out : &flow->in;
 	__sync_fetch_and_add(&direction->bytes, s.payload_bytes);
 	__sync_fetch_and_add(&direction->packets, s.packets);
-	direction->last_ns = now;
+	/* To some milliseconds, which is all that silence is measured in. */
+	direction->last_ns = bpf_ktime_get_coarse_ns();
 	if (frame)
-		frame_passed(flow, direction, &s, &header, now);
+		frame_passed(flow, direction, &s, &header, bpf_ktime_get_ns());
 	if (record) {
 		if (!flow->phase_known[side]) {
 			flow->phase[side] = (s.sequence + s.payload_bytes) % ACK_BYTES;
 			flow->phase_known[side] = 1;
 		}
-		ack_passed(flow, &ack, now);
+		ack_passed(flow, &ack, bpf_ktime_get_ns());
 	}
 }
 
@@ -297,13 +323,28 @@ struct tcp_sock {
 #define AF_INET 2
 #define AF_INET6 10
 
+/* When this CPU last took TCP's figures of a flow, in jiffies. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} taken SEC(".maps");
+
+/* Of the packets within one jiffy one in this many is looked at, so that no flow hides another. */
+#define LOOK_AT_ONE_IN 16
+
 SEC("tp_btf/tcp_probe")
 int BPF_PROG(tcp_seen, struct sock *sk)
 {
 	struct flow_key key = {};
 	struct tcp_sock *tcp;
 	struct flow *flow;
+	__u32 first = 0;
+	__u64 *last = bpf_map_lookup_elem(&taken, &first);
 
+	if (last && *last == bpf_jiffies64() && bpf_get_prandom_u32() % LOOK_AT_ONE_IN)
+		return 0;
 	key.local_port = sk->__sk_common.skc_num;
 	key.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	if (sk->__sk_common.skc_family == AF_INET) {
@@ -325,5 +366,7 @@ int BPF_PROG(tcp_seen, struct sock *sk)
 	flow->rtt_us = tcp->srtt_us >> 3;
 	flow->retransmits = tcp->total_retrans;
 	flow->congestion_window = tcp->snd_cwnd;
+	if (last)
+		*last = bpf_jiffies64();
 	return 0;
 }

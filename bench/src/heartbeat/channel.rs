@@ -1,6 +1,7 @@
 //! A logging channel between the two hosts of a [`World`], for loads that are measured with probes and
 //! without.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,6 +49,8 @@ pub(super) struct Pair {
 pub(super) struct Latency {
     pub(super) ns: Histogram<u64>,
     pub(super) mean_ns: f64,
+    /// Of each append that may be sampled, by its position.
+    pub(super) sampled_ns: HashMap<u64, u64>,
 }
 
 impl Pair {
@@ -137,6 +140,7 @@ impl Pair {
             let mut latency = Latency {
                 ns: Histogram::new(3).map_err(text)?,
                 mean_ns: 0.0,
+                sampled_ns: HashMap::new(),
             };
             let mut sum = 0;
             let started = Instant::now();
@@ -155,6 +159,9 @@ impl Pair {
                 if started.elapsed() > WARM_UP {
                     latency.ns.record(took).map_err(text)?;
                     sum += took;
+                    if (upto.0 - 1).is_multiple_of(usdt::DEFAULT_DISTANCE) {
+                        latency.sampled_ns.insert(upto.0 - 1, took);
+                    }
                 }
             }
             latency.mean_ns = sum as f64 / latency.ns.len().max(1) as f64;

@@ -1,8 +1,10 @@
 //! What the probes cost the channel, and whether what they tell adds up.
 //!
 //! Rounds without probes and with all of them take turns, over the same daemons: heartbeats and traffic
-//! probes on both hosts, and a recorder of the stations on each. From the recordings of the rounds with
-//! sleeping waits comes the histogram of stages, beside the mean that the VMM's side has measured.
+//! probes on both hosts, and a recorder of the stations on each; of the throughput also rounds with one of
+//! the two. From the recordings of the rounds with sleeping waits comes the histogram of stages: the sum of
+//! its means stands beside the mean that the VMM's side has measured for the same appends, from before
+//! the append to after the wait for its acknowledgement.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +24,9 @@ use crate::report::{Measure, Report};
 const ROUNDS: usize = 5;
 /// Length of a load.
 const LENGTH: Duration = Duration::from_secs(2);
+/// Rounds and length of the loads of throughput.
+const THROUGHPUT_ROUNDS: usize = 8;
+const THROUGHPUT_LENGTH: Duration = Duration::from_secs(1);
 /// How long a wait looks before it sleeps, in the cases that spin.
 const SPIN: Duration = Duration::from_millis(5);
 
@@ -40,16 +45,35 @@ pub(super) fn measure(ftprobe: &Path, report: &mut Report) -> Result<(), Failure
     let (plain, probed, stages) = scene.latencies("ack_sleep", &mut asleep)?;
     compare(report, "ack_sleep", &plain, &probed);
     add_up(report, &probed, &stages)?;
-    let (plain, probed) = scene.throughputs(&mut asleep)?;
-    let base = Measure::of_runs("throughput_plain", "MB/s", &plain);
-    let with = Measure::of_runs("throughput_probed", "MB/s", &probed);
-    report.push(with.against("throughput_plain", &base));
-    report.push(base);
+    scene.throughputs(&mut asleep, report)?;
     drop(asleep);
     let mut spinning = Pair::connect(&world, &ftlog, SPIN)?;
     let (plain, probed, _) = scene.latencies("ack_spin", &mut spinning)?;
     compare(report, "ack_spin", &plain, &probed);
     Ok(())
+}
+
+/// Which probes.
+#[derive(Debug, Clone, Copy)]
+struct Probing {
+    /// Heartbeats and traffic.
+    traffic: bool,
+    stations: bool,
+}
+
+impl Probing {
+    const ALL: Self = Self {
+        traffic: true,
+        stations: true,
+    };
+    const TRAFFIC: Self = Self {
+        traffic: true,
+        stations: false,
+    };
+    const STATIONS: Self = Self {
+        traffic: false,
+        stations: true,
+    };
 }
 
 struct Scene<'a> {
@@ -66,28 +90,41 @@ impl Scene<'_> {
         for round in 1..=ROUNDS {
             eprintln!("{name}: round {round} of {ROUNDS}");
             plain.push(pair.latency(self.world, LENGTH)?);
-            let probes = self.probes(pair)?;
+            let probes = self.probes(pair, Probing::ALL)?;
             probed.push(pair.latency(self.world, LENGTH)?);
             stages.push(probes.stages(self.ftprobe)?);
         }
         Ok((plain, probed, stages))
     }
 
-    /// In MB/s.
-    fn throughputs(&self, pair: &mut Pair) -> Result<(Vec<f64>, Vec<f64>), Failure> {
-        let (mut plain, mut probed) = (Vec::new(), Vec::new());
-        for round in 1..=ROUNDS {
-            eprintln!("throughput: round {round} of {ROUNDS}");
-            plain.push(pair.throughput(self.world, LENGTH)? / 1e6);
-            let probes = self.probes(pair)?;
-            probed.push(pair.throughput(self.world, LENGTH)? / 1e6);
-            probes.stages(self.ftprobe)?;
+    /// Without probes, with each kind, and with all.
+    fn throughputs(&self, pair: &mut Pair, report: &mut Report) -> Result<(), Failure> {
+        let kinds = [
+            ("throughput_probed", Probing::ALL),
+            ("throughput_traffic", Probing::TRAFFIC),
+            ("throughput_stations", Probing::STATIONS),
+        ];
+        let mut plain = Vec::new();
+        let mut probed = [const { Vec::new() }; 3];
+        for round in 1..=THROUGHPUT_ROUNDS {
+            eprintln!("throughput: round {round} of {THROUGHPUT_ROUNDS}");
+            plain.push(pair.throughput(self.world, THROUGHPUT_LENGTH)? / 1e6);
+            for ((_, kind), rates) in kinds.iter().zip(&mut probed) {
+                let probes = self.probes(pair, *kind)?;
+                rates.push(pair.throughput(self.world, THROUGHPUT_LENGTH)? / 1e6);
+                probes.end()?;
+            }
         }
-        Ok((plain, probed))
+        let base = Measure::of_runs("throughput_plain", "MB/s", &plain);
+        for ((name, _), rates) in kinds.iter().zip(&probed) {
+            let with = Measure::of_runs(*name, "MB/s", rates);
+            report.push(with.against("throughput_plain", &base));
+        }
+        report.push(base);
+        Ok(())
     }
 
-    /// Everything on.
-    fn probes(&self, pair: &Pair) -> Result<Probes, Failure> {
+    fn probes(&self, pair: &Pair, kind: Probing) -> Result<Probes, Failure> {
         let (a, b) = (&self.world.a, &self.world.b);
         let hosts = [
             (a, &self.world.link.a.interface, "a", pair.processes_a()),
@@ -100,29 +137,41 @@ impl Scene<'_> {
         };
         for (host, interface, name, processes) in hosts {
             let socket = self.world.socket(&format!("probe-{name}"));
-            let daemon = Command::new(self.ftprobe)
-                .args([
-                    "run",
-                    "--interface",
-                    interface,
-                    "--log-interface",
-                    interface,
-                ])
-                .arg("--socket")
-                .arg(&socket)
-                .started(host, "ready")?;
-            probes._daemons.push(daemon);
-            let file = self.world.socket(&format!("{name}.stations"));
-            let mut record = Command::new(self.ftprobe);
-            record.arg("record").arg("--out").arg(&file);
-            record.arg("--socket").arg(&socket);
-            for process in processes {
-                record.args(["--pid", &process.to_string()]);
+            if kind.traffic {
+                let daemon = self.daemon(host, interface, &socket)?;
+                probes._daemons.push(daemon);
             }
-            probes.recorders.push(record.started(host, "listening")?);
-            probes.files.push(file);
+            if kind.stations {
+                let file = self.world.socket(&format!("{name}.stations"));
+                let recorder = self.recorder(host, &socket, &file, processes)?;
+                probes.recorders.push(recorder);
+                probes.files.push(file);
+            }
         }
         Ok(probes)
+    }
+
+    fn daemon(&self, host: &Host, interface: &str, socket: &Path) -> Result<Process, Failure> {
+        let mut run = Command::new(self.ftprobe);
+        run.args(["run", "--interface", interface]);
+        run.args(["--log-interface", interface]);
+        run.arg("--socket").arg(socket).started(host, "ready")
+    }
+
+    fn recorder(
+        &self,
+        host: &Host,
+        socket: &Path,
+        file: &Path,
+        processes: Vec<u32>,
+    ) -> Result<Process, Failure> {
+        let mut record = Command::new(self.ftprobe);
+        record.arg("record").arg("--out").arg(file);
+        record.arg("--socket").arg(socket);
+        for process in processes {
+            record.args(["--pid", &process.to_string()]);
+        }
+        record.started(host, "listening")
     }
 }
 
@@ -146,8 +195,8 @@ struct Probes {
 }
 
 impl Probes {
-    /// Ends the recordings and has them joined.
-    fn stages(mut self, ftprobe: &Path) -> Result<Value, Failure> {
+    /// Ends the recordings.
+    fn end(mut self) -> Result<Vec<PathBuf>, Failure> {
         for recorder in &mut self.recorders {
             recorder.signal(Signal::TERM)?;
             let status = recorder.wait()?;
@@ -155,9 +204,14 @@ impl Probes {
                 return Err(format!("ftprobe record: {status}").into());
             }
         }
+        Ok(std::mem::take(&mut self.files))
+    }
+
+    /// Ends the recordings and has them joined.
+    fn stages(self, ftprobe: &Path) -> Result<Value, Failure> {
         let output = Command::new(ftprobe)
-            .args(["latency", "--json"])
-            .args(&self.files)
+            .args(["latency", "--json", "--each"])
+            .args(self.end()?)
             .output()?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -181,25 +235,37 @@ fn compare(report: &mut Report, name: &str, plain: &[Latency], probed: &[Latency
     report.push(base);
 }
 
-/// The sum of the stages' means beside the mean that was measured from end to end.
+/// The sum of the stages' means beside the mean that was measured from end to end, of the same appends.
 fn add_up(report: &mut Report, probed: &[Latency], stages: &[Value]) -> Result<(), Failure> {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let number = |value: &Value, name: &str| {
-        value[name]
-            .as_f64()
-            .ok_or_else(|| format!("ftprobe latency tells no {name}"))
-    };
-    let sums: Result<Vec<f64>, _> = stages
-        .iter()
-        .map(|s| number(s, "sum_of_means_us"))
-        .collect();
-    let measured: Vec<f64> = probed.iter().map(|r| r.mean_ns / 1e3).collect();
+    let (mut sums, mut measured) = (Vec::new(), Vec::new());
+    for (latency, stages) in probed.iter().zip(stages) {
+        for way in stages["each"].as_array().ok_or("no --each")? {
+            let position = way[1].as_u64().ok_or("no position")?;
+            let times = way[2].as_array().ok_or("no stages")?;
+            // Appends of the warm-up are not measured.
+            if let Some(took) = latency.sampled_ns.get(&position) {
+                let sum: u64 = times.iter().filter_map(Value::as_u64).sum();
+                sums.push(sum as f64 / 1e3);
+                measured.push(*took as f64 / 1e3);
+            }
+        }
+    }
+    if sums.is_empty() {
+        return Err("no append was shown at all stations".into());
+    }
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let base = Measure::value("stages_end_to_end_mean", "us", mean(&measured));
-    let joined: Result<Vec<f64>, _> = stages.iter().map(|s| number(s, "joined")).collect();
-    let sum = Measure::value("stages_sum_of_means", "us", mean(&sums?));
-    let note = format!("{} appends joined", joined?.iter().sum::<f64>());
-    report.push(sum.against("stages_end_to_end_mean", &base).noted(note));
-    report.push(base);
-    report.detail("stages", stages.to_vec().into());
+    let sum = Measure::value("stages_sum_of_means", "us", mean(&sums));
+    let all: Vec<f64> = probed.iter().map(|round| round.mean_ns / 1e3).collect();
+    let all = Measure::value("end_to_end_mean_of_all", "us", mean(&all));
+    let of = format!("{} appends that were shown at all stations", sums.len());
+    report.push(sum.against("stages_end_to_end_mean", &base).noted(of));
+    report.push(base.noted("the same appends, as the VMM's side has measured them"));
+    report.push(all.noted("also those that are not shown, which pay for no event"));
+    let table = stages.iter().cloned().map(|mut stages| {
+        stages.as_object_mut().map(|said| said.remove("each"));
+        stages
+    });
+    report.detail("stages", table.collect::<Vec<Value>>().into());
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::stations::{
 };
 
 /// How often the events are taken.
-const TAKE_EVERY: Duration = Duration::from_millis(20);
+const TAKE_EVERY: Duration = Duration::from_millis(100);
 /// How often the clocks are compared.
 const CLOCK_EVERY_NS: u64 = 100_000_000;
 

@@ -60,6 +60,9 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+        /// With --json: also session, position and the ns of all stages of each append.
+        #[arg(long, requires = "json")]
+        each: bool,
         /// Compare the clocks by heartbeats even where both hosts are one machine.
         #[arg(long)]
         measured_clocks: bool,
@@ -166,8 +169,9 @@ fn main() -> ExitCode {
             recordings,
             listen,
             json,
+            each,
             measured_clocks,
-        } => latency(&recordings, &listen, json, measured_clocks),
+        } => latency(&recordings, &listen, (json, each), measured_clocks),
         Command::Record { out, listen } => {
             signals().and_then(|(stop, _)| Ok(listen.record(&out, &stop)?))
         }
@@ -200,7 +204,7 @@ fn signals() -> Result<(UnixStream, UnixStream), AnyError> {
 fn latency(
     recordings: &[PathBuf],
     listen: &Listen,
-    json: bool,
+    (json, each): (bool, bool),
     measured_clocks: bool,
 ) -> Result<(), AnyError> {
     let read = if recordings.is_empty() {
@@ -210,7 +214,11 @@ fn latency(
     };
     let stages = listen::stages(&read, measured_clocks);
     if json {
-        println!("{}", stages.json());
+        let mut said = stages.json();
+        if each {
+            said["each"] = stages.each();
+        }
+        println!("{said}");
     } else {
         print!("{stages}");
     }

@@ -6,8 +6,8 @@
 //!
 //! A station is passed by a range of appends of one session, `from..upto` as positions in the log. Only
 //! ranges with a sampled append in them are shown: those whose position is a multiple of the sampling
-//! distance ([`sample_one_in`]). All stations of an entry agree on that without a word between them,
-//! also across hosts.
+//! distance ([`sample_one_in`]), which grows with the rate of the log. All stations of an entry agree on
+//! that without a word between them, also across hosts.
 //!
 //! ```
 //! # let (session, seq) = (7, 41);
@@ -26,7 +26,7 @@ mod sampling;
 
 pub use sampling::{
     DEFAULT_DISTANCE, DISTANCE_VARIABLE, distance_of_environment, sample_as_environment_says,
-    sample_one_in, sampled,
+    sample_one_in, sampled, shows,
 };
 
 /// A station on the way of a log entry, in the order in which an entry passes them.

@@ -68,6 +68,7 @@ macro_rules! station {
         }
 
         if GATE.is_open() && $crate::sampling::sampled($from, $upto) {
+            $crate::sampling::shows();
             show($session, $from, $upto);
         }
     }};

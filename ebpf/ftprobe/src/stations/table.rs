@@ -57,11 +57,18 @@ pub struct Stages {
     whole: Stage,
     released: Stage,
     output: Stage,
-    joined: usize,
+    ways: Vec<Way>,
     incomplete: usize,
     sample_one_in: u64,
     lost: u64,
     clock_error_ns: Option<u64>,
+}
+
+/// One append: its position, and the ns of each stage that every append passes.
+struct Way {
+    session: u64,
+    position: u64,
+    stages_ns: Vec<u64>,
 }
 
 impl Stages {
@@ -73,7 +80,7 @@ impl Stages {
             whole: Stage::new(Station::Appended, Station::Seen),
             released: Stage::new(Station::Seen, Station::Released),
             output: Stage::new(Station::Appended, Station::Released),
-            joined: 0,
+            ways: Vec::new(),
             incomplete: 0,
             sample_one_in: joined.sample_one_in,
             lost: joined.lost,
@@ -81,10 +88,16 @@ impl Stages {
         };
         for chain in &joined.chains {
             if !chain.is_complete() {
-                stages.incomplete += 1;
+                // Appends that nobody showed where they began are none of those that are sampled.
+                stages.incomplete += usize::from(chain.at(Station::Appended).is_some());
                 continue;
             }
-            stages.joined += 1;
+            let times: Vec<u64> = every.iter().filter_map(|s| chain.at(*s)).collect();
+            stages.ways.push(Way {
+                session: chain.session,
+                position: chain.position,
+                stages_ns: times.windows(2).map(|w| w[1] - w[0]).collect(),
+            });
             let of_outputs = [&mut stages.released, &mut stages.output];
             let all = stages.stages.iter_mut().chain([&mut stages.whole]);
             all.chain(of_outputs).for_each(|stage| stage.take(chain));
@@ -94,7 +107,7 @@ impl Stages {
 
     /// Appends whose whole way is known.
     pub const fn joined(&self) -> usize {
-        self.joined
+        self.ways.len()
     }
 
     /// The sum of the stages' means, ns.
@@ -106,6 +119,13 @@ impl Stages {
         let outputs = [&self.released, &self.output];
         let outputs = outputs.into_iter().filter(|stage| !stage.ns.is_empty());
         self.stages.iter().chain([&self.whole]).chain(outputs)
+    }
+
+    /// Each append by itself: session, position, and the ns of its stages in their order.
+    pub fn each(&self) -> Value {
+        let ways = self.ways.iter();
+        ways.map(|way| json!([way.session, way.position, way.stages_ns]))
+            .collect()
     }
 
     /// For programs: times in us.
@@ -123,7 +143,7 @@ impl Stages {
             })
             .collect();
         json!({
-            "stages": rows, "joined": self.joined, "incomplete": self.incomplete,
+            "stages": rows, "joined": self.joined(), "incomplete": self.incomplete,
             "sample_one_in": self.sample_one_in, "lost": self.lost,
             "sum_of_means_us": us(self.sum_of_means_ns()),
             "clock_error_us": self.clock_error_ns.map(|ns| us(ns as f64)),
@@ -156,7 +176,7 @@ impl fmt::Display for Stages {
             f,
             "{} appends of one in {} joined, {} incomplete, {} events lost; the means of the stages \
              add up to {:.1} us",
-            self.joined,
+            self.joined(),
             self.sample_one_in,
             self.incomplete,
             self.lost,
@@ -212,6 +232,10 @@ mod tests {
         let json = stages.json();
         assert_eq!(json["joined"], 2);
         assert_eq!(json["incomplete"], 1);
+        let each = stages.each();
+        let first = json!([1, 0, [1_000, 2_000, 3_000, 4_000, 5_000, 6_000]]);
+        assert_eq!(each[0], first);
+        assert_eq!(each[1][1], 1);
         assert_eq!(json["stages"][7]["to"], "released");
         assert_eq!(json["stages"][7]["n"], 1);
         let text = stages.to_string();
