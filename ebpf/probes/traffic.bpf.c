@@ -27,7 +27,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 /* Formats of vhost-ftlog/format: frame headers and acknowledgement records. */
 #define FRAME_MAGIC 0x4c584c50U /* "PLXL" */
-#define FRAME_VERSION 1
+#define FRAME_VERSION 2
 #define FRAME_HEADER_BYTES 64
 #define FRAME_TRAILER_BYTES 4
 #define ACK_MAGIC 0x41584c50U /* "PLXA" */
