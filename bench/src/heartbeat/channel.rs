@@ -12,6 +12,8 @@ use hdrhistogram::Histogram;
 use heartbeat::clock::monotonic_ns;
 use ring::ArenaConfig;
 use vhost_ftlog::config_space::{Reach, Role, SessionParams, Tuning};
+use vhost_ftlog::daemon::life;
+use vhost_ftlog::daemon::options::Priority;
 use vhost_ftlog::frontend::{
     Channel, ChannelConfig, ChannelEvent, Daemon, Events, LogConsumer, Session, SpawnConfig,
 };
@@ -208,16 +210,36 @@ impl Pair {
         let spin = self.spin;
         let (primary, consumer) = (&mut self.primary.session, &mut self.backup.session.consumer);
         let result = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| world.b.run(|| read(consumer, spin, &stop)));
-            let result = world.a.run(|| job(primary));
+            let stop = &stop;
+            let reader = scope.spawn(move || {
+                world.b.run(|| {
+                    as_the_daemon(spin);
+                    read(consumer, spin, stop)
+                })
+            });
+            let result = scope.spawn(move || {
+                world.a.run(|| {
+                    as_the_daemon(spin);
+                    job(primary)
+                })
+            });
+            let result = result.join();
             stop.store(true, Ordering::Release);
-            match reader.join() {
-                Ok(Ok(())) => result,
-                Ok(Err(error)) => Err(error),
-                Err(_) => Err("the reader panicked".to_owned()),
+            match (reader.join(), result) {
+                (Ok(Ok(())), Ok(result)) => result,
+                (Ok(Err(error)), _) => Err(error),
+                _ => Err("the reader or the load panicked".to_owned()),
             }
         });
         Ok(result?)
+    }
+}
+
+/// The scheduling of the daemon's data thread, where both spin on one CPU: else the one of lesser priority
+/// would not run before the other sleeps.
+fn as_the_daemon(spin: Duration) {
+    if !spin.is_zero() {
+        life::schedule(Priority::Fifo);
     }
 }
 
