@@ -26,7 +26,7 @@ const SHORT_NS: u64 = 10_000;
 /// The most entries that are added between two looks at the acknowledgements.
 const BURST: u64 = 64;
 
-/// Latency at 10, 50 and 90 % of what the channel takes, with batching and without.
+/// Latency at 10, 50 and 90 % of what the channel takes with batching, and of what it takes without.
 pub(super) fn latency(world: &World, times: Times, series: &mut Series) -> Result<(), Failure> {
     let batched = Setup::default();
     let unbatched = Setup {
@@ -37,21 +37,13 @@ pub(super) fn latency(world: &World, times: Times, series: &mut Series) -> Resul
         },
         ..batched
     };
-    let setups = [(batched, ""), (unbatched, "_unbatched")];
-    let mut least = f64::MAX;
-    for (setup, suffix) in setups {
+    for (setup, suffix) in [(batched, ""), (unbatched, "_unbatched")] {
         let most = load(world, times, setup, None)?.rate();
         series
             .value(&format!("open_loop_capacity{suffix}"), "1/s", most)
-            .noted(
-                "entries of 1500 bytes, each due at once; the rates are shares of the lesser one",
-            );
-        least = least.min(most);
-    }
-    for percent in [10, 50, 90] {
-        let rate = least * f64::from(percent) / 100.0;
-        for (setup, suffix) in setups {
-            let load = load(world, times, setup, Some(rate))?;
+            .noted("entries of 1500 bytes, each due at once");
+        for percent in [10, 50, 90] {
+            let load = load(world, times, setup, Some(most * f64::from(percent) / 100.0))?;
             let name = format!("ack_open_loop_{percent}{suffix}");
             series.value(&format!("{name}_rate"), "1/s", load.rate());
             series.times(&name, load.latencies);
