@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Round trips to measure with a userspace responder, which takes longer for each.
     #[arg(long, default_value_t = 10_000)]
     userspace_probes: u64,
+    /// Measure these cases of round trips only, by their names in the output.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    rtt_cases: Vec<String>,
     /// How often each cause of failure is made.
     #[arg(long, default_value_t = 100)]
     detections: u64,

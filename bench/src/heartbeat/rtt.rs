@@ -112,7 +112,10 @@ pub(super) fn measure(
     let mut baseline = None;
     let mut lost = 0;
     let mut slowest = serde_json::Map::new();
-    for case in cases {
+    let wanted = |name: &str| {
+        options.rtt_cases.is_empty() || options.rtt_cases.iter().any(|case| case == name)
+    };
+    for case in cases.into_iter().filter(|case| wanted(case.name)) {
         let probes = case.probes(options);
         eprintln!("{}: {probes} probes, {:?}", case.name, case.load);
         let outcome = round_trips(&case, probes, ftprobe)?;
