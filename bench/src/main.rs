@@ -4,6 +4,7 @@
 mod channel;
 mod cost;
 mod demo;
+mod endure;
 mod failover;
 mod heartbeat;
 mod kv_check;
@@ -52,6 +53,8 @@ enum Bench {
     Record(record::Options),
     /// What protection costs a guest: against the same guest unprotected.
     Cost(cost::Options),
+    /// A protected VM for long, under mixed load on a busy machine: nothing may fail or grow.
+    Endure(endure::Options),
     /// Failure after failure at random moments under load, and whether the VM came through each.
     Failover(failover::Options),
     /// Puts several reports of `failover` together.
@@ -77,6 +80,9 @@ fn main() -> ExitCode {
         }
         Bench::Record(options) => {
             report::print("record", json, |report| record::run(&options, report))
+        }
+        Bench::Endure(options) => {
+            report::print("endure", json, |report| endure::run(&options, report))
         }
         Bench::Cost(options) => report::print("cost", json, |report| cost::run(&options, report)),
         Bench::FailoverMerge(options) => {

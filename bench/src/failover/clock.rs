@@ -6,7 +6,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use harness::Host;
 
+use super::results::CLOCK_DRIFT;
 use crate::Failure;
+use crate::report::{Measure, Report};
 use crate::stage::GUEST_REDIS;
 
 /// How long an answer is waited for.
@@ -14,8 +16,20 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// How often the clock is read: the quickest answer says most.
 const READINGS: usize = 5;
 /// What a reader of the drift must know.
-pub(super) const NOTE: &str =
+const NOTE: &str =
     "of the guest's clock against the host's, from before the first failure to after the last";
+/// A guest's clock that is further off than this has lost time.
+const MAY_DRIFT_MS: f64 = 1000.0;
+
+/// Adds the drift to a report.
+pub(super) fn report(drift_ms: f64, report: &mut Report) {
+    report.push(Measure::value(CLOCK_DRIFT, "ms", drift_ms).noted(NOTE));
+    if drift_ms > MAY_DRIFT_MS {
+        report.fail(format!(
+            "the guest's clock is off by {drift_ms:.0} ms more than before"
+        ));
+    }
+}
 
 /// How many ms the guest's clock is ahead.
 pub(super) fn guest_is_off_ms(client: &Host) -> Result<f64, Failure> {

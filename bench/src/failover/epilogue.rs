@@ -29,7 +29,7 @@ const CHECK_REDIS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST),
 const KEYS_AT_A_TIME: usize = 100;
 
 /// Makes the guest's Redis server write every change to its disk.
-pub(super) fn write_to_disk(client: &Host) -> Result<(), Failure> {
+pub(crate) fn write_to_disk(client: &Host) -> Result<(), Failure> {
     for (name, value) in [
         ("auto-aof-rewrite-min-size", "8mb"),
         ("appendfsync", "everysec"),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::series;
+use super::results;
 use crate::Failure;
 use crate::report::{Measure, Report};
 
@@ -57,7 +57,7 @@ fn merge(reports: &[Value], report: &mut Report) {
         .flatten()
         .cloned()
         .collect();
-    series::report(&runs, report);
+    results::report(&runs, report);
     for name in SUMS {
         let values: Vec<f64> = reports.iter().filter_map(|one| value(one, name)).collect();
         if values.len() == reports.len() {
@@ -66,9 +66,9 @@ fn merge(reports: &[Value], report: &mut Report) {
     }
     let drifts: Vec<f64> = reports
         .iter()
-        .filter_map(|one| value(one, series::CLOCK_DRIFT))
+        .filter_map(|one| value(one, results::CLOCK_DRIFT))
         .collect();
-    report.push(Measure::of_runs(series::CLOCK_DRIFT, "ms", &drifts));
+    report.push(Measure::of_runs(results::CLOCK_DRIFT, "ms", &drifts));
     let mut of = Vec::new();
     for one in reports {
         of.push(serde_json::json!({

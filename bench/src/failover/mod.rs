@@ -7,10 +7,12 @@
 
 mod cause;
 mod clock;
+mod cold;
 mod epilogue;
 mod merge;
+mod plan;
+mod results;
 mod run;
-mod series;
 mod strike;
 
 use std::time::{Duration, Instant};
@@ -20,14 +22,16 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::Failure;
 use crate::kv_check;
-use crate::report::{Measure, Report};
+use crate::report::Report;
 use crate::stage::{Client, GUEST_REDIS, Interrupt, SITES, Stage, StageOptions, Start};
 use crate::storage;
 use crate::wire::Watch;
 
+pub(crate) use epilogue::write_to_disk;
 pub(crate) use merge::{Options as MergeOptions, run as merge};
 
-use cause::{CAUSES, Cause};
+use cause::Cause;
+use plan::Series;
 use run::{Run, Scene};
 
 /// How long the VM may take to be protected for the first time, its boot included.
@@ -40,9 +44,12 @@ const SERVER_LIMIT: Duration = Duration::from_secs(120);
 pub(crate) struct Options {
     #[command(flatten)]
     stage: StageOptions,
-    /// How many failures.
-    #[arg(long, default_value_t = 100)]
-    runs: usize,
+    /// What fails.
+    #[arg(long, value_enum, default_value_t = Series::Mixed)]
+    series: Series,
+    /// How many failures; as many as the series asks for if it is not given.
+    #[arg(long)]
+    runs: Option<usize>,
     /// Begin no failure after so many minutes, however many have been.
     #[arg(long, value_name = "MINUTES")]
     within: Option<f64>,
@@ -62,17 +69,21 @@ pub(crate) struct Options {
 
 /// Does it.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure> {
+    let runs = options.runs.unwrap_or(options.series.runs());
+    if options.series == Series::Cold {
+        return cold::run(options, runs, report);
+    }
     if !options.plain_storage {
         // Before any thread is started.
         storage::own_mounts()?;
     }
     let interrupt = Interrupt::install()?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
-    eprintln!("failover: {} runs with seed {seed}", options.runs);
+    eprintln!("failover: {runs} runs with seed {seed}");
     report.detail("seed", seed.into());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let causes = match options.causes.as_slice() {
-        [] => CAUSES.to_vec(),
+        [] => options.series.causes().to_vec(),
         some => some.to_vec(),
     };
     let watched = |cause: &Cause| !options.plain_storage || !cause.needs_storage();
@@ -80,7 +91,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
     if causes.is_empty() {
         return Err("none of these causes can be had with --plain-storage".into());
     }
-    let order = cause::order(&causes, options.runs, &mut rng);
+    let order = cause::order(&causes, runs, &mut rng);
     let mut stage = Stage::new(&options.stage, &interrupt)?;
     if !options.plain_storage {
         stage.watch_storage()?;
@@ -107,16 +118,15 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
         let run = ran.inspect_err(|error| {
             eprintln!("FAILED: {error}\n{}", run::describe(scene.stage));
             // What was measured until here is worth telling.
-            series::report(&runs, report);
+            results::report(&runs, report);
         })?;
         tell(&run, &client);
         runs.push(serde_json::to_value(run).expect("runs are plain data"));
     }
-    series::report(&runs, report);
+    results::report(&runs, report);
     let outcome = client.finish()?;
     outcome.report(report);
-    let drift = (clock::guest_is_off_ms(&host)? - clock_off).abs();
-    report.push(Measure::value(series::CLOCK_DRIFT, "ms", drift).noted(clock::NOTE));
+    clock::report((clock::guest_is_off_ms(&host)? - clock_off).abs(), report);
     let disk = disk_agrees(&mut stage);
     watch.finish()?.report(report);
     if let Some(storage) = stage.storage() {
@@ -135,7 +145,7 @@ fn open(options: &Options, stage: &mut Stage) -> Result<Client, Failure> {
     stage.start_primary(a, &start)?;
     stage.wait_for_protection(None, FIRST_LIMIT)?;
     Client::wait_for_server(stage.client(), &patience, SERVER_LIMIT)?;
-    epilogue::write_to_disk(stage.client())?;
+    write_to_disk(stage.client())?;
     let options = kv_check::Options {
         connections: options.connections,
         seconds: 7.0 * 24.0 * 3600.0,

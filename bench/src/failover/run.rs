@@ -90,6 +90,9 @@ impl Scene<'_> {
             Effect::Mends => status.epoch >= epoch,
         };
         let takeover = Takeover::observe(self.stage, self.client, fault, goes_on)?;
+        if cause.splits_the_pair() {
+            self.wait_for_one_primary(takeover.to)?;
+        }
         pass(self.stage, stop_for(rng))?;
         undo(self.stage, pair, cause)?;
         heal(self.stage, self.watch, takeover.to)?;
@@ -125,6 +128,19 @@ impl Scene<'_> {
         // All three are of use: none is still giving up something older.
         heal(self.stage, self.watch, primary)?;
         Ok((pair, status.epoch))
+    }
+
+    /// The other host of a pair that is split has to give up by itself: nobody can tell it to.
+    fn wait_for_one_primary(&mut self, one: SiteId) -> Result<(), Failure> {
+        let patience = self.stage.patience().clone();
+        patience.wait_until("the other host to give up", READY_LIMIT, || {
+            self.stage.check_processes()?;
+            let mut others = SITES.into_iter().filter(|id| *id != one);
+            Ok(others.all(|id| {
+                let status = self.stage.status(id);
+                status.is_some_and(|status| status.role != "primary")
+            }))
+        })
     }
 
     fn check_client(&self) -> Result<(), Failure> {

@@ -96,16 +96,20 @@ pub(super) fn strike(
             vmm(stage, primary, Signal::STOP)?;
             storage(stage)?.hold_writes(primary, Duration::ZERO);
         }
-        Cause::StorageUnreachable => {
+        Cause::StorageUnreachable => detail = Some(without_storage(stage, &SITES, rng)?),
+        Cause::BackupStorageLost => detail = Some(without_storage(stage, &[backup], rng)?),
+        Cause::PrimaryStorageLost => storage(stage)?.cut(primary),
+        Cause::StorageUnreachableAndVmmKilled => {
             for id in SITES {
                 storage(stage)?.cut(id);
             }
-            pass(
-                stage,
-                Duration::from_millis(rng.random_range(UNREACHABLE_MS)),
-            )?;
-            for id in SITES {
-                storage(stage)?.mend(id);
+            pass(stage, Duration::from_millis(rng.random_range(0..1000)))?;
+            kill_vmm(stage, primary)?;
+            detail = Some(without_storage(stage, &SITES, rng)?);
+        }
+        Cause::Partition => {
+            for id in [primary, backup] {
+                stage.site(id).wire().set_apart(true)?;
             }
         }
         Cause::VmmStopped => vmm(stage, primary, Signal::STOP)?,
@@ -113,6 +117,29 @@ pub(super) fn strike(
         Cause::BackupChannelStopped => channel(stage, backup, Signal::STOP)?,
     }
     Ok((fault, detail))
+}
+
+/// Keeps the storage from these hosts for a while, in which nobody may become primary.
+fn without_storage(
+    stage: &mut Stage,
+    hosts: &[SiteId],
+    rng: &mut impl rand::Rng,
+) -> Result<String, Failure> {
+    let time = Duration::from_millis(rng.random_range(UNREACHABLE_MS));
+    let before = stage.primary().map(|(id, status)| (id, status.epoch));
+    for id in hosts {
+        storage(stage)?.cut(*id);
+    }
+    pass(stage, time)?;
+    stage.check_processes()?;
+    let after = stage.primary().map(|(id, status)| (id, status.epoch));
+    for id in hosts {
+        storage(stage)?.mend(*id);
+    }
+    if hosts.len() == SITES.len() && after.is_some() && after != before {
+        return Err(format!("a primary without storage: {before:?}, then {after:?}").into());
+    }
+    Ok(format!("without storage for {} ms", time.as_millis()))
 }
 
 fn storage(stage: &Stage) -> Result<&Storage, Failure> {
@@ -181,6 +208,16 @@ fn wait_for_transfer(stage: &mut Stage, pair: Pair) -> Result<(), Failure> {
 pub(super) fn undo(stage: &mut Stage, pair: Pair, cause: Cause) -> Result<(), Failure> {
     match cause {
         Cause::LinkCut => Ok(stage.site(pair.primary).wire().mend()?),
+        Cause::Partition => {
+            for id in [pair.primary, pair.backup] {
+                stage.site(id).wire().set_apart(false)?;
+            }
+            Ok(())
+        }
+        Cause::PrimaryStorageLost => {
+            storage(stage)?.mend(pair.primary);
+            Ok(())
+        }
         Cause::HostLost => stage.repair(pair.primary),
         Cause::VmmStopped | Cause::VmmStoppedWriting => vmm(stage, pair.primary, Signal::CONT),
         Cause::ChannelStopped => resume_channel(stage, pair.primary),

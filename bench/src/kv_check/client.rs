@@ -149,7 +149,8 @@ impl<'a> Client<'a> {
             return Ok(());
         };
         let was_blocked = connection.is_blocked();
-        while connection.in_flight() < self.options.pipeline.into() {
+        let rests = self.live.is_resting() && !self.is_closing;
+        while !rests && connection.in_flight() < self.options.pipeline.into() {
             let id = u16::try_from(number).expect("as many connections as a u16 counts");
             let task = if self.is_closing {
                 let Some(errand) = self.keyspace.next_errand() else {

@@ -59,6 +59,7 @@ pub(crate) struct Live {
     contradictory: AtomicU64,
     stop: AtomicBool,
     abort: AtomicBool,
+    rest: AtomicBool,
     gaps: Mutex<VecDeque<Gap>>,
     silences: Mutex<Silences>,
 }
@@ -82,6 +83,7 @@ impl Live {
             contradictory: zero(),
             stop: AtomicBool::new(false),
             abort: AtomicBool::new(false),
+            rest: AtomicBool::new(false),
             gaps: Mutex::default(),
             silences: Mutex::default(),
         }
@@ -123,6 +125,11 @@ impl Live {
         self.abort.store(true, Ordering::Relaxed);
     }
 
+    /// Has nothing new asked, or asks again: connections stay as they are.
+    pub(crate) fn rest(&self, on: bool) {
+        self.rest.store(on, Ordering::Relaxed);
+    }
+
     /// Takes the noted gaps that have ended so far, in the order of their ends.
     pub(crate) fn take_gaps(&self) -> Vec<Gap> {
         let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,6 +144,10 @@ impl Live {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_resting(&self) -> bool {
+        self.rest.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_aborted(&self) -> bool {

@@ -46,14 +46,17 @@ pub(crate) struct Status {
     /// What the log carries, in Mbit/s.
     #[serde(default)]
     pub(crate) log_mbit_s: f64,
+    /// What an operator should do.
+    #[serde(default)]
+    pub(crate) advice: Vec<String>,
     /// How this host answers heartbeats.
     #[serde(default)]
-    heartbeats: Option<Heartbeats>,
+    pub(crate) heartbeats: Option<Heartbeats>,
 }
 
 /// How a host answers heartbeats.
 #[derive(Debug, Clone, Deserialize)]
-struct Heartbeats {
+pub(crate) struct Heartbeats {
     answered_by: String,
 }
 
@@ -70,6 +73,9 @@ impl Status {
 pub(crate) struct Lag {
     pub(crate) exits: u64,
     pub(crate) ms: f64,
+    /// The most since the backup caught up.
+    #[serde(default)]
+    pub(crate) most_ms: f64,
 }
 
 /// A host took the VM over.
@@ -110,29 +116,38 @@ impl Api {
 
     /// What the VMM says, if it answers.
     pub(crate) fn status(&self) -> Option<Status> {
-        serde_json::from_slice(&request(&self.0, "GET", "/v1/status").ok()?).ok()
+        serde_json::from_slice(&request(&self.0, "GET", "/v1/status", "").ok()?).ok()
     }
 
     /// What has happened there lately, as it says it, if it answers.
     pub(crate) fn events(&self) -> Option<String> {
         let path = "/v1/events?recent=true&follow=false";
-        let said = request(&self.0, "GET", path).ok()?;
+        let said = request(&self.0, "GET", path, "").ok()?;
         Some(String::from_utf8_lossy(&said).into_owned())
     }
 
     /// Has a command done that takes nothing: `switch-over`, `power-off`.
     pub(crate) fn command(&self, name: &str) -> Result<(), Failure> {
-        request(&self.0, "PUT", &format!("/v1/{name}")).map(drop)
+        request(&self.0, "PUT", &format!("/v1/{name}"), "").map(drop)
+    }
+
+    /// States that a host holds nothing of the VM.
+    pub(crate) fn host_gone(&self, host: &str) -> Result<(), Failure> {
+        let body = serde_json::json!({ "host": host }).to_string();
+        request(&self.0, "PUT", "/v1/host-gone", &body).map(drop)
     }
 }
 
 /// The body of the answer.
-fn request(socket: &Path, method: &str, path: &str) -> Result<Vec<u8>, Failure> {
+fn request(socket: &Path, method: &str, path: &str, body: &str) -> Result<Vec<u8>, Failure> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-    let head = format!("{method} {path} HTTP/1.0\r\nHost: pollux\r\nContent-Length: 0\r\n\r\n");
-    stream.write_all(head.as_bytes())?;
+    let length = body.len();
+    let asked = format!(
+        "{method} {path} HTTP/1.0\r\nHost: pollux\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(asked.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
     let (head, body) = split(&answer).ok_or("an answer that is no HTTP")?;

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::{Host, Port, Switch};
+use rustix::process::Signal;
 
 pub(crate) use api::{Api, Status};
 pub(crate) use client::Client;
@@ -160,7 +161,13 @@ impl Stage {
         self.sites[id.index()].start(command, &self.files)
     }
 
-    /// The same, with a keyboard at the guest's console; what the console shows is the VMM's output.
+    /// Starts the same command again on a host, with the disk as it is.
+    pub(crate) fn restart_primary(&mut self, id: SiteId, start: &Start) -> Result<(), Failure> {
+        let command = self.programs.primary(id, start, &self.files, self.memory);
+        self.sites[id.index()].start(command, &self.files)
+    }
+
+    /// The same as [`Self::start_primary`], with a keyboard at the guest's console; what the console shows is the VMM's output.
     pub(crate) fn start_primary_with_keyboard(
         &mut self,
         id: SiteId,
@@ -185,6 +192,17 @@ impl Stage {
     pub(crate) fn start_standby(&mut self, id: SiteId) -> Result<(), Failure> {
         let command = self.programs.standby(id, &self.files);
         self.sites[id.index()].start(command, &self.files)
+    }
+
+    /// Kills the processes of these hosts at one moment.
+    pub(crate) fn kill_together(&mut self, hosts: &[SiteId]) -> Result<(), Failure> {
+        for id in hosts {
+            self.expect_end(*id);
+        }
+        for id in hosts {
+            self.site(*id).host().signal_all(Signal::KILL)?;
+        }
+        Ok(())
     }
 
     /// A host is lost: cables first, then all its processes.
@@ -282,6 +300,10 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        // A process that waits for the storage does not end before it is there.
+        if let Some(storage) = self.files.storage() {
+            SITES.into_iter().for_each(|id| storage.mend(id));
+        }
         for site in &mut self.sites {
             // Nothing can be done about a host that cannot be emptied; it says so itself.
             if let Err(error) = site.end(&self.files) {

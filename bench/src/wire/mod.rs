@@ -68,6 +68,11 @@ impl Watch {
         self.with(|judge| judge.handovers().to_vec())
     }
 
+    /// How many frames in the guest's name were seen so far.
+    pub(crate) fn frames(&self) -> u64 {
+        self.with(|judge| judge.verdict().frames)
+    }
+
     /// Ends it; the verdict on all that was seen.
     ///
     /// # Errors

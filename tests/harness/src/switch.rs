@@ -126,6 +126,25 @@ impl Port {
         wait_until("the port to come up", || self.is_up())
     }
 
+    /// Has the switch pass nothing between this host and others that are set apart, or pass all again.
+    /// What is on the way to any other host passes.
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub fn set_apart(&self, apart: bool) -> Result<(), HarnessError> {
+        let apart = if apart { "on" } else { "off" };
+        let arguments = [
+            "link",
+            "set",
+            &self.at_switch,
+            "type",
+            "bridge_slave",
+            "isolated",
+            apart,
+        ];
+        self.switch.command("ip", &arguments).map(drop)
+    }
+
     fn set(&self, up: bool) -> Result<(), HarnessError> {
         self.switch
             .run(|| set_up(&self.at_switch, up))

@@ -1,4 +1,4 @@
-//! The results of a series of runs. They are computed from the runs as they stand in a report, so that
+//! The results of the runs of a series. They are computed from the runs as they stand in a report, so that
 //! several series can be put together.
 
 use hdrhistogram::Histogram;
@@ -24,6 +24,13 @@ pub(super) fn report(runs: &[Value], report: &mut Report) {
         if of.is_empty() {
             continue;
         }
+        let moved = of
+            .iter()
+            .filter(|run| run["primary"] != run["takeover"]["to"]);
+        report.push(
+            Measure::count(format!("moved_{}", cause.name()), moved.count() as u64)
+                .noted(format!("of {}: the VM went on on another host", of.len())),
+        );
         for (what, place) in [
             ("pause", "/takeover/pause_ms"),
             ("wait", "/takeover/wait_ms"),
