@@ -10,7 +10,7 @@ use crate::cli::{RunOptions, StandbyOptions};
 use crate::config::{self, VmOptions};
 use crate::config_ft::FtOptions;
 use crate::io::{Disk, DiskMode};
-use crate::session::{Devices, FtSettings, Session, SessionControl, SessionEnd};
+use crate::session::{Cold, Devices, FtSettings, Session, SessionControl, SessionEnd};
 use crate::vm;
 
 /// Boots or restores a VM and protects it.
@@ -22,16 +22,22 @@ pub fn protect(options: RunOptions) -> Outcome {
     let settings = FtSettings::new(ft.check()?, vm_options.api.as_deref())?;
     let host = vm::probe_host()?;
     // Only looked at: it is opened for use once the epoch is won.
-    let disk = vm_options
+    let image = vm_options
         .disk
         .as_deref()
         .map(|path| Disk::open(path, DiskMode::Shared))
         .transpose()?;
     let snapshot = options.from_snapshot.as_deref();
-    let machine = boot_or_load(&vm_options, snapshot, &host, disk.as_ref())?;
-    drop(disk);
+    let machine = boot_or_load(&vm_options, snapshot, &host, image.as_ref())?;
+    // Until then another host may run the VM on it.
+    let disk = match (snapshot, &image) {
+        (Some(_), Some(image)) => Some(image.identity()?),
+        _ => None,
+    };
+    drop(image);
+    let cold = Cold { machine, disk };
     run(
-        Session::new(settings, devices(&vm_options), host, Some(machine))?,
+        Session::new(settings, devices(&vm_options), host, Some(cold))?,
         &vm_options,
     )
 }

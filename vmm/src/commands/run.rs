@@ -139,6 +139,7 @@ pub fn others(vm: &VmOptions, disk: Option<Disk>) -> Result<Backends, Box<dyn st
         tap,
         disk: disk.map(Storage::new),
         console: Some(console),
+        gap: None,
     })
 }
 

@@ -16,7 +16,7 @@ use devices::{Effect, Input, NetOffloads, RequestId};
 use ft::GateMode;
 
 use super::buffer::Buffer;
-use super::gate::{Gate, TICK, effect_bytes};
+use super::gate::{Gate, effect_bytes};
 use super::handle::{Delivery, IoConfig, Shared, ToIo};
 use super::requests::{Part, Requests};
 use super::ring::{Call, Done, Ring};
@@ -40,6 +40,8 @@ pub(super) enum Tag {
     TapRead,
     TapWrite,
     Disk(RequestId, Part),
+    /// A read of the image somewhere else, which began then.
+    Elsewhere(Instant),
     ConsoleRead,
     ConsoleWrite,
 }
@@ -67,7 +69,7 @@ impl Backend {
         receive: Receiver<ToIo>,
         shared: Arc<Shared>,
     ) -> Self {
-        let gate = Gate::new(config.gate);
+        let gate = Gate::new(config.gate, config.gap);
         Self {
             config,
             requests: Requests::default(),
@@ -131,7 +133,7 @@ impl Backend {
         match self.requests.pause() {
             Some(pause) => self.ring.wait_for(wait, pause)?,
             None if self.gate.holds() || !self.requests.is_idle() || self.stopping => {
-                self.ring.wait_for(wait, TICK)?;
+                self.ring.wait_for(wait, self.gate.tick())?;
             }
             None => self.ring.wait(wait)?,
         }
@@ -306,8 +308,9 @@ impl Backend {
                 }
                 Ok(())
             }
-            Tag::Disk(id, part) => {
-                self.disk_ended(id, part, done);
+            Tag::Disk(id, part) => self.disk_ended(id, part, done),
+            Tag::Elsewhere(began) => {
+                self.elsewhere(began, &done.result);
                 Ok(())
             }
             Tag::ConsoleRead => self.typed(done),

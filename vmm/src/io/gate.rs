@@ -12,8 +12,8 @@ use vhost_ftlog::frontend::Acks;
 
 use crate::vm::host_ns;
 
-/// How often a gate that holds runs at least: four times in its gap limit, and more.
-pub(super) const TICK: Duration = Duration::from_millis(30);
+/// How often a gate that holds runs at least, as part of its gap limit.
+const TICKS_IN_GAP: u32 = 6;
 
 /// Waits kept for the quantiles.
 const MAX_WAITS: usize = 512;
@@ -33,12 +33,25 @@ pub struct GateStats {
     pub held_us: Option<(f64, f64)>,
 }
 
+/// An effect in the gate.
+struct Waiting {
+    effect: Effect,
+    /// Positions below this have to be acknowledged, in the log of this number.
+    needs: Seq,
+    log: u64,
+    /// When it came, in ns.
+    since: u64,
+}
+
 /// The gate.
 pub(super) struct Gate {
-    gate: OutputGate<(Effect, Seq, u64)>,
+    gate: OutputGate<Waiting>,
+    tick: Duration,
     acks: Option<(SessionId, Acks)>,
     released: u64,
     released_upto: Seq,
+    /// How many logs have been watched: positions are of one of them.
+    log: u64,
     /// Position of the newest effect that came.
     newest: Seq,
     /// How long the newest effects were held, in ns.
@@ -50,14 +63,23 @@ fn now() -> Time {
 }
 
 impl Gate {
-    pub(super) fn new(mode: GateMode) -> Self {
-        let mut gate = OutputGate::new(GateLimits::default());
+    /// A gate that shuts itself when it did not run for `gap`; for as long as the protocol does by default
+    /// if nothing is said.
+    pub(super) fn new(mode: GateMode, gap: Option<Duration>) -> Self {
+        let default = GateLimits::default();
+        let limits = GateLimits {
+            gap: gap.unwrap_or(default.gap),
+            ..default
+        };
+        let mut gate = OutputGate::new(limits);
         gate.set_mode(now(), mode);
         Self {
             gate,
+            tick: limits.gap / TICKS_IN_GAP,
             acks: None,
             released: 0,
             released_upto: Seq(0),
+            log: 0,
             newest: Seq(0),
             waits: VecDeque::new(),
         }
@@ -70,10 +92,17 @@ impl Gate {
         self.released_upto
     }
 
-    /// Takes acknowledgements of `session` from `acks` from now on.
+    /// How often it has to run while it holds.
+    pub(super) fn tick(&self) -> Duration {
+        self.tick
+    }
+
+    /// Takes acknowledgements of `session` from `acks` from now on. What has come before is of earlier logs:
+    /// this session's log says nothing of it.
     pub(super) fn watch(&mut self, session: SessionId, acks: Acks) {
         self.acks = Some((session, acks));
         self.released_upto = Seq(0);
+        self.log += 1;
         self.newest = Seq(0);
     }
 
@@ -100,9 +129,13 @@ impl Gate {
         let needs = needs.unwrap_or(self.newest);
         self.newest = needs;
         let bytes = effect_bytes(&effect);
-        let _ = self
-            .gate
-            .push(now(), needs, bytes, (effect, needs, host_ns()));
+        let waiting = Waiting {
+            effect,
+            needs,
+            log: self.log,
+            since: host_ns(),
+        };
+        let _ = self.gate.push(now(), needs, bytes, waiting);
     }
 
     /// The next effect that may leave.
@@ -118,18 +151,28 @@ impl Gate {
         {
             self.gate.acknowledge(*session, acked);
         }
-        let Some((effect, needs, since)) = self.gate.pop(now())? else {
+        let Some(waiting) = self.gate.pop(now())? else {
             return Ok(None);
         };
+        let Waiting {
+            effect,
+            needs,
+            log,
+            since,
+        } = waiting;
         if self.waits.len() == MAX_WAITS {
             self.waits.pop_front();
         }
         self.waits.push_back(host_ns().saturating_sub(since));
-        if let (Some((session, _)), Some(entry)) = (&self.acks, needs.0.checked_sub(1)) {
+        if let (Some((session, _)), Some(entry)) = (&self.acks, needs.0.checked_sub(1))
+            && log == self.log
+        {
             usdt::released(session.number(), entry, needs.0);
         }
         self.released += 1;
-        self.released_upto = self.released_upto.max(needs);
+        if log == self.log {
+            self.released_upto = self.released_upto.max(needs);
+        }
         Ok(Some(effect))
     }
 
@@ -192,5 +235,34 @@ pub(super) fn effect_bytes(effect: &Effect) -> usize {
         Effect::NetTx(frame) => frame.len(),
         Effect::DiskWrite { data, .. } => data.len(),
         _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame() -> Effect {
+        Effect::NetTx(vec![0; 60])
+    }
+
+    #[test]
+    fn what_an_earlier_log_was_needed_for_is_not_released_of_this_one() {
+        let mut gate = Gate::new(GateMode::Open, None);
+        gate.hold(frame(), Some(Seq(1000)));
+        // As `watch` does it, without a channel.
+        (gate.released_upto, gate.log, gate.newest) = (Seq(0), gate.log + 1, Seq(0));
+        assert!(gate.release().unwrap().is_some());
+        assert_eq!(gate.stats().released_upto, Seq(0));
+        gate.hold(frame(), Some(Seq(3)));
+        assert_eq!(gate.stats().released_upto, Seq(0));
+        assert!(gate.release().unwrap().is_some());
+        assert_eq!(gate.stats().released_upto, Seq(3));
+    }
+
+    #[test]
+    fn a_gate_runs_several_times_within_the_peers_time_out() {
+        let gate = Gate::new(GateMode::Shut, Some(Duration::from_millis(60)));
+        assert_eq!(gate.tick(), Duration::from_millis(10));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use devices::{Effect, Input};
 use format::{Seq, SessionId};
@@ -44,6 +45,8 @@ pub struct IoConfig {
     pub console: Option<Console>,
     /// The mode that the gate begins with.
     pub gate: GateMode,
+    /// After so long without a turn the gate shuts itself: what its peer waits.
+    pub gap: Option<Duration>,
     /// Takes inputs to the vCPU's thread.
     pub deliver: Box<dyn Fn(Delivery) + Send>,
 }

@@ -15,7 +15,7 @@ mod ring;
 mod storage;
 mod tap;
 
-pub use disk::{Disk, DiskError, DiskIdentity, DiskMode};
+pub use disk::{Disk, DiskError, DiskIdentity, DiskMode, SECTOR_LEN};
 pub use handle::{Delivery, IoConfig, IoError, IoHandle, IoThread, spawn};
 pub use storage::Storage;
 pub use tap::{Tap, VNET_HEADER_LEN};

@@ -1,7 +1,9 @@
 //! Disk requests: their parts, their repetition while the storage is away, and the folding of what is
 //! quarantined.
 //!
-//! An error of the transport never reaches the guest: the part is tried again after a pause. A request
+//! A part that is done in part goes on where it ended. An error of the transport never reaches the guest: the
+//! part is tried again after a pause. EIO may be either: it is the medium's if the image can be read elsewhere
+//! after it, and else the transport's. A request
 //! that has been outstanding for [`STORAGE_LIMIT`] says that the storage is lost, to whoever may know
 //! better what to do; its end, and that of all others that are late, that it is back.
 
@@ -20,10 +22,13 @@ use super::storage::{Piece, Storage};
 
 /// Pause before a part that the storage did not take is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Bytes that are read to see whether the storage serves at all.
+const BLOCK: u64 = 4096;
 /// Pause before side files that could not be folded back are tried again.
 const FOLD_PAUSE: Duration = Duration::from_millis(200);
-/// How long a request may be outstanding before the storage counts as lost.
-const STORAGE_LIMIT: Duration = Duration::from_secs(2);
+/// How long a request may be outstanding before the storage counts as lost. Storage that is merely busy keeps
+/// a synchronous write waiting for seconds.
+const STORAGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A part of a disk request: what it does where, for another try, and its place in the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,22 @@ impl Part {
             Self::Read { fd, at, .. } => Call::ReadAt(fd, at),
             Self::Write { fd, at } => Call::WriteAt(fd, at),
             Self::Flush { fd } => Call::Sync(fd),
+        }
+    }
+
+    /// What is left of it after so many bytes.
+    fn rest(self, done: usize) -> Self {
+        match self {
+            Self::Read { fd, at, offset } => Self::Read {
+                fd,
+                at: at + done as u64,
+                offset: offset + done,
+            },
+            Self::Write { fd, at } => Self::Write {
+                fd,
+                at: at + done as u64,
+            },
+            Self::Flush { .. } => self,
         }
     }
 }
@@ -83,6 +104,10 @@ pub(super) struct Requests {
     retries: Vec<Retry>,
     /// The storage was said to be lost.
     lost: bool,
+    /// Since when a request fails in a way that may be the transport's or the medium's.
+    doubts: BTreeMap<RequestId, Instant>,
+    /// When the last read of another place began that the storage served.
+    elsewhere: Option<Instant>,
     fold: Fold,
     parked: Vec<Effect>,
     /// Parts on side files that are under way or are to be tried again: reads, writes.
@@ -206,7 +231,11 @@ impl Backend {
     }
 
     fn start_part(&mut self, id: RequestId, part: Part, buffer: Buffer) -> io::Result<()> {
-        self.ring.push(Tag::Disk(id, part), part.call(), buffer)
+        let (tag, call) = (Tag::Disk(id, part), part.call());
+        match &self.config.disk {
+            Some(storage) if storage.is_shared() => self.ring.push_aside(tag, call, buffer),
+            _ => self.ring.push(tag, call, buffer),
+        }
     }
 
     /// Tries again what is due, and tells when the storage is lost and when it is back.
@@ -238,46 +267,117 @@ impl Backend {
         Ok(())
     }
 
-    /// A part of a disk request has ended on the host: completes the request with its last one, or
-    /// tries the part again where the storage, not the medium, failed.
-    pub(super) fn disk_ended(&mut self, id: RequestId, part: Part, done: Done<Tag>) {
+    /// A part of a disk request has ended on the host: goes on with what is left of it, tries it again where
+    /// the storage, not the medium, failed, and completes the request with its last part.
+    pub(super) fn disk_ended(
+        &mut self,
+        id: RequestId,
+        part: Part,
+        done: Done<Tag>,
+    ) -> io::Result<()> {
         let Done { buffer, result, .. } = done;
         let failed = match result {
             Ok(len) if len == buffer.len() => None,
-            Ok(len) => Some(io::Error::other(format!("{len} of {} bytes", buffer.len()))),
-            Err(error) if is_transport(&error) && !self.stopping => {
+            Ok(0) => Some(io::Error::other("the image ends here")),
+            Ok(len) => {
+                self.take_read(id, part, &buffer[..len]);
+                return self.start_part(id, part.rest(len), Buffer::of(&buffer[len..]));
+            }
+            Err(error) if !self.stopping && self.is_transport(&error, id, part)? => {
                 if self.requests.retries.is_empty() {
                     tracing::warn!(%error, ?id, "storage is away; the request stays outstanding");
                 }
                 let at = Instant::now() + RETRY_PAUSE;
-                return self.requests.retries.push(Retry {
+                self.requests.retries.push(Retry {
                     at,
                     id,
                     part,
                     buffer,
                 });
+                return Ok(());
             }
             Err(error) => Some(error),
         };
         if let Some(count) = self.on_sides(&part) {
             *count -= 1;
         }
+        match failed {
+            None => self.take_read(id, part, &buffer),
+            Some(error) => {
+                tracing::error!(%error, ?id, ?part, "disk error");
+                if let Some(pending) = self.requests.pending.get_mut(&id) {
+                    pending.status = DiskStatus::MediumError;
+                }
+            }
+        }
+        self.part_is_done(id);
+        Ok(())
+    }
+
+    /// Keeps what a part has read.
+    fn take_read(&mut self, id: RequestId, part: Part, bytes: &[u8]) {
+        if let (Part::Read { offset, .. }, Some(pending)) =
+            (part, self.requests.pending.get_mut(&id))
+        {
+            pending.data[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    fn part_is_done(&mut self, id: RequestId) {
         let Some(pending) = self.requests.pending.get_mut(&id) else {
             return;
         };
-        if let Some(error) = failed {
-            tracing::error!(%error, ?id, ?part, "disk error");
-            pending.status = DiskStatus::MediumError;
-        } else if let Part::Read { offset, .. } = part {
-            pending.data[offset..offset + buffer.len()].copy_from_slice(&buffer);
-        }
         pending.parts -= 1;
         if pending.parts == 0
             && let Some(pending) = self.requests.pending.remove(&id)
         {
+            self.requests.doubts.remove(&id);
             let ok = pending.status == DiskStatus::Ok;
             let data = if ok { pending.data } else { Vec::new() };
             self.disk_done(id, pending.status, data);
+        }
+    }
+
+    /// Whether an error is the transport's. One that may be either is taken for it until the image can be read
+    /// somewhere else.
+    fn is_transport(&mut self, error: &io::Error, id: RequestId, part: Part) -> io::Result<bool> {
+        let at = match part {
+            _ if error.raw_os_error() != Some(libc::EIO) => return Ok(is_transport(error)),
+            // It has lost what it was to write: another one would say that all is well.
+            Part::Flush { .. } => return Ok(false),
+            Part::Read { at, .. } | Part::Write { at, .. } => at,
+        };
+        let now = Instant::now();
+        let since = *self.requests.doubts.entry(id).or_insert(now);
+        if self.requests.elsewhere.is_some_and(|read| read >= since) {
+            return Ok(false);
+        }
+        self.read_elsewhere(at)
+    }
+
+    /// Reads the image far from `at`. False where it has no other place.
+    fn read_elsewhere(&mut self, at: u64) -> io::Result<bool> {
+        let Some(storage) = &self.config.disk else {
+            return Ok(false);
+        };
+        let last = (storage.bytes() / BLOCK).saturating_sub(1) * BLOCK;
+        let place = if at < last / 2 { last } else { 0 };
+        if place / BLOCK == at / BLOCK {
+            return Ok(false);
+        }
+        let tag = Tag::Elsewhere(Instant::now());
+        if self.ring.count(|tag| matches!(tag, Tag::Elsewhere(_))) == 0 {
+            let call = Call::ReadAt(storage.fd(), place);
+            self.ring
+                .push_aside(tag, call, Buffer::zeroed(BLOCK as usize))?;
+        }
+        Ok(true)
+    }
+
+    /// A read of the image elsewhere has ended; it began then.
+    pub(super) fn elsewhere(&mut self, began: Instant, result: &io::Result<usize>) {
+        if result.as_ref().is_ok_and(|len| *len > 0) {
+            self.requests.elsewhere = Some(began);
         }
     }
 
@@ -362,138 +462,4 @@ fn is_transport(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-    use std::sync::mpsc::{Receiver, channel};
-
-    use ft::GateMode;
-
-    use super::super::disk::{Disk, DiskMode};
-    use super::super::handle::{IoConfig, Shared};
-    use super::super::ring::Ring;
-    use super::*;
-
-    /// A backend that a test drives, over a disk of ones of which sectors 8 to 15 are in a side file.
-    fn backend(dir: &Path) -> (Backend, Receiver<Delivery>) {
-        let path = dir.join("disk.img");
-        std::fs::write(&path, vec![1; 64 * 512]).unwrap();
-        let wire = serde_json::json!({
-            "ranges": [[{ "first": 8, "count": 8 }, 2]],
-            "suspects": [],
-        });
-        let disk = Disk::open(&path, DiskMode::Cached).unwrap();
-        let storage = Storage::with_quarantine(disk, serde_json::from_value(wire).unwrap());
-        let (send, deliveries) = channel();
-        let config = IoConfig {
-            tap: None,
-            disk: Some(storage.unwrap()),
-            console: None,
-            gate: GateMode::Open,
-            deliver: Box::new(move |delivery| {
-                let _ = send.send(delivery);
-            }),
-        };
-        let shared = Arc::new(Shared::new().unwrap());
-        let backend = Backend::new(config, Ring::new().unwrap(), channel().1, shared);
-        (backend, deliveries)
-    }
-
-    /// Lets everything end that is under way.
-    fn settle(backend: &mut Backend) {
-        while backend.ring.count(|_| true) > 0 {
-            backend.ring.wait(1).unwrap();
-            while let Some(done) = backend.ring.reap() {
-                backend.complete(done).unwrap();
-            }
-            backend.look_after_storage().unwrap();
-        }
-    }
-
-    /// What was delivered: the requests that are done with the first byte read, and "folded".
-    fn delivered(deliveries: &Receiver<Delivery>) -> Vec<String> {
-        let text = |delivery| match delivery {
-            Delivery::Input(Input::DiskDone { id, status, data }) => {
-                assert_eq!(status, DiskStatus::Ok);
-                format!("{} {:?}", id.0, data.first())
-            }
-            Delivery::Folded => "folded".to_owned(),
-            other => format!("{other:?}"),
-        };
-        deliveries.try_iter().map(text).collect()
-    }
-
-    fn write(id: u64, byte: u8) -> Effect {
-        Effect::DiskWrite {
-            id: RequestId(id),
-            sector: 8,
-            data: Arc::new(vec![byte; 512]),
-        }
-    }
-
-    fn read(id: u64) -> Effect {
-        Effect::DiskRead {
-            id: RequestId(id),
-            sector: 8,
-            len: 512,
-        }
-    }
-
-    #[test]
-    fn a_write_under_way_when_a_quarantine_ends_is_in_what_is_folded() {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let (mut backend, deliveries) = backend(dir.path());
-        backend.start_disk(write(1, 2)).unwrap();
-        backend.fold().unwrap();
-        backend.start_disk(write(2, 3)).unwrap();
-        settle(&mut backend);
-        assert_eq!(delivered(&deliveries), ["1 None", "folded"]);
-        let image = std::fs::read(dir.path().join("disk.img")).unwrap();
-        assert!(image[8 * 512..9 * 512].iter().all(|byte| *byte == 2));
-
-        // A read is under way when the side file is to go; one more comes.
-        backend.start_disk(read(3)).unwrap();
-        backend.unquarantine().unwrap();
-        backend.start_disk(read(4)).unwrap();
-        settle(&mut backend);
-        let done = delivered(&deliveries);
-        assert_eq!(done[0], "3 Some(2)");
-        assert!(done.contains(&"2 None".to_owned()), "{done:?}");
-        assert_eq!(done.len(), 3, "{done:?}");
-        backend.start_disk(read(5)).unwrap();
-        settle(&mut backend);
-        assert_eq!(delivered(&deliveries), ["5 Some(3)"]);
-        assert!(!dir.path().join("disk.img.side-2").exists());
-    }
-
-    #[test]
-    fn a_fold_that_fails_is_tried_again_and_loses_nothing() {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let (mut backend, deliveries) = backend(dir.path());
-        // Shorter than its sectors: what is there cannot be copied whole.
-        let side = dir.path().join("disk.img.side-2");
-        let whole = std::fs::read(&side).unwrap();
-        std::fs::write(&side, &whole[..8 * 512]).unwrap();
-        backend.fold().unwrap();
-        backend.start_disk(write(1, 4)).unwrap();
-        assert!(delivered(&deliveries).is_empty());
-        assert_eq!(backend.requests.pause(), Some(FOLD_PAUSE));
-        std::fs::write(&side, &whole).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while delivered(&deliveries) != ["folded"] {
-            assert!(Instant::now() < deadline);
-            backend.look_after_storage().unwrap();
-        }
-        backend.unquarantine().unwrap();
-        settle(&mut backend);
-        assert_eq!(delivered(&deliveries), ["1 None"]);
-    }
-
-    #[test]
-    fn a_bad_medium_is_no_matter_of_transport() {
-        let is = |code| is_transport(&io::Error::from_raw_os_error(code));
-        assert!(is(libc::ETIMEDOUT) && is(libc::ESTALE) && is(libc::ENOSPC));
-        assert!(!is(libc::EIO) && !is(libc::EINVAL) && !is(libc::EBADF));
-        assert!(!is_transport(&io::Error::other("short")));
-    }
-}
+mod tests;

@@ -75,12 +75,28 @@ impl<T> Ring<T> {
     }
 
     /// Queues an operation; it starts with the next [`Ring::wait`].
-    pub(super) fn push(&mut self, tag: T, call: Call, mut buffer: Buffer) -> io::Result<()> {
+    pub(super) fn push(&mut self, tag: T, call: Call, buffer: Buffer) -> io::Result<()> {
+        self.push_with(tag, call, buffer, squeue::Flags::empty())
+    }
+
+    /// The same, on a thread of the kernel's: some file systems wait within the submission, and with storage
+    /// that hangs this thread would hang.
+    pub(super) fn push_aside(&mut self, tag: T, call: Call, buffer: Buffer) -> io::Result<()> {
+        self.push_with(tag, call, buffer, squeue::Flags::ASYNC)
+    }
+
+    fn push_with(
+        &mut self,
+        tag: T,
+        call: Call,
+        mut buffer: Buffer,
+        flags: squeue::Flags,
+    ) -> io::Result<()> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.flying.push(None);
             self.flying.len() - 1
         });
-        let entry = entry(call, &mut buffer).user_data(slot as u64);
+        let entry = entry(call, &mut buffer).user_data(slot as u64).flags(flags);
         self.flying[slot] = Some((tag, buffer));
         // SAFETY: the buffer stays in `flying`, at the same address, until its completion is reaped.
         while unsafe { self.uring.submission().push(&entry) }.is_err() {

@@ -21,7 +21,7 @@ use format::Epoch;
 use ft::{Location, Quarantine, SectorRange};
 
 use super::buffer::Buffer;
-use super::disk::{Disk, SECTOR_LEN};
+use super::disk::{Disk, DiskError, DiskIdentity, DiskMode, SECTOR_LEN};
 
 /// Sectors copied at a time when side files are folded back.
 const FOLD_SECTORS: u64 = 256;
@@ -101,8 +101,25 @@ impl Storage {
         }
     }
 
+    /// Refuses the disk unless it is `expected`.
+    ///
+    /// # Errors
+    /// [`DiskError::MovedOn`].
+    pub fn check_identity(&self, expected: &DiskIdentity) -> Result<(), DiskError> {
+        self.disk.check_identity(expected)
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.disk.fd()
+    }
+
+    /// Whether it is on storage that other hosts use as well, which may hang.
+    pub(super) fn is_shared(&self) -> bool {
+        self.disk.mode() == DiskMode::Shared
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.disk.sectors() * SECTOR_LEN
     }
 
     /// Whether a request touches what is quarantined.
@@ -187,7 +204,6 @@ fn side_path(disk: &Disk, epoch: Epoch) -> PathBuf {
 mod tests {
     use std::fs;
 
-    use super::super::disk::DiskMode;
     use super::*;
 
     /// A quarantine as it stands in a record: `count` sectors from `first` in the side file of epoch 2.

@@ -48,7 +48,9 @@ fn socket(address: SocketAddr, times: &LinkTimes) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Listens; an IPv6 wildcard takes IPv4 as well.
+/// Listens; an IPv6 wildcard takes IPv4 as well. There is one listener: a process that was killed keeps its
+/// sockets until its requests to the disk have ended (the kernel waits for its io_uring before it closes
+/// files), so that one that could listen knows that no write of an earlier process of this host is under way.
 pub(super) fn listen(address: SocketAddr, times: &LinkTimes) -> io::Result<TcpListener> {
     let socket = socket(address, times)?;
     socket.set_reuse_address(true)?;
@@ -95,6 +97,14 @@ pub(super) fn hand_over(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_listener_is_refused() {
+        let times = LinkTimes::default();
+        let first = listen("127.0.0.1:0".parse().unwrap(), &times).unwrap();
+        let second = listen(first.local_addr().unwrap(), &times);
+        assert_eq!(second.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
 
     #[test]
     fn both_ends_have_the_options_on_ipv4_and_ipv6() {

@@ -6,27 +6,32 @@ use std::time::{Duration, Instant};
 
 use arbiter::{ArbiterThread, DirectoryArbiter};
 use format::SessionId;
-use ft::{Action, Actions, Config, Event, HostId, Incarnation, Leave, Notice, Replica, Time};
+use ft::{
+    Action, Actions, Config, Event, HostId, Incarnation, Leave, Notice, PeerMessage, Replica, Time,
+};
 use thiserror::Error;
 use vhost_ftlog::frontend::{Channel, ChannelConfig, ChannelEvent, Events};
 
+use super::arrive::Cold;
 use super::beats::Beats;
 use super::busy::{kind, warn_if_slow};
 use super::event::SessionEvent;
 use super::follow::Follower;
+use super::idle::Idle;
 use super::lead::Leader;
 use super::probes::ProbeNews;
 use super::status::FailoverNotes;
 use super::{Devices, FtSettings};
 use crate::api::{
-    self, Event as Told, EventLog, Limits, LimitsChange, Refused, Severity, StandbyReport,
-    StatusReport, Transfer,
+    self, Event as Told, EventLog, Limits, LimitsChange, Refused, Severity, Transfer,
 };
 use crate::link::{Link, LinkEvent};
-use crate::vm::{Host, KvmMachine, host_ns};
+use crate::vm::{Host, host_ns};
 
 /// The longest sleep of the loop: its turn is this VMM's progress, and takes heartbeats' answers.
 const TURN: Duration = Duration::from_millis(5);
+/// The same while a standby is being made the backup: each step of that begins with a look at the positions.
+const SYNC_TURN: Duration = Duration::from_millis(1);
 /// Bytes of a session's log and delivery areas: what the log may run ahead while a standby loads.
 const AREA_BYTES: u64 = 64 << 20;
 
@@ -64,12 +69,13 @@ pub struct Session {
     pub(super) settings: FtSettings,
     pub(super) devices: Devices,
     pub(super) host: Host,
-    replica: Replica,
+    pub(super) replica: Replica,
     actions: Actions,
     events: Receiver<SessionEvent>,
     pub(super) sender: Sender<SessionEvent>,
     pub(super) link: Arc<Link>,
     arbiter: ArbiterThread,
+    pub(super) idle: Idle,
     pub(super) channel: Channel,
     pub(super) beats: Beats,
     pub(super) leader: Leader,
@@ -77,17 +83,19 @@ pub struct Session {
     pub(super) log: Arc<EventLog>,
     pub(super) failover: Option<FailoverNotes>,
     pub(super) transfer: Option<Transfer>,
-    limits: Limits,
-    paused: bool,
+    pub(super) limits: Limits,
+    pub(super) paused: bool,
     /// Why the VM does not start, and what to do about it.
-    blocked: Option<String>,
+    pub(super) blocked: Option<String>,
+    /// A thread tries the world.
+    pub(super) probing: bool,
     /// Why the command that is being obeyed is refused.
     refused: Option<&'static str>,
     pub(super) divergences: u64,
-    started: Instant,
+    pub(super) started: Instant,
     stopping: bool,
     ended: Option<Leave>,
-    rate: (Instant, u64, f64),
+    pub(super) rate: (Instant, u64, f64),
 }
 
 /// How others reach a session.
@@ -107,7 +115,7 @@ impl SessionHandle {
 }
 
 impl Session {
-    /// A session that is to start the VM `machine`, or, without one, to wait for work.
+    /// A session that is to start the VM `cold`, or, without one, to wait for work.
     ///
     /// # Errors
     /// Sockets, threads, files.
@@ -115,12 +123,13 @@ impl Session {
         settings: FtSettings,
         devices: Devices,
         host: Host,
-        machine: Option<KvmMachine>,
+        cold: Option<Cold>,
     ) -> Result<Self, SessionError> {
         let (sender, events) = channel();
         std::fs::create_dir_all(&settings.run_dir)?;
         let link = start_link(&settings, sender.clone())?;
         let arbiter = start_arbiter(&settings, sender.clone())?;
+        let idle = start_idle(&settings, sender.clone())?;
         let (channel, channel_events) = start_channel(&settings)?;
         forward(channel_events, sender.clone())?;
         let secret = std::fs::read(&settings.ft.key_file)?;
@@ -134,7 +143,7 @@ impl Session {
             .map_err(|error| SessionError::Fatal(error.to_string()))?;
         tracing::debug!(fingerprint = ?config.fingerprint, "this host");
         let incarnation = Incarnation(random());
-        let replica = match machine {
+        let replica = match cold {
             Some(_) => Replica::boot(config, incarnation),
             None => Replica::standby(config, incarnation),
         };
@@ -148,9 +157,10 @@ impl Session {
             sender,
             link: Arc::new(link),
             arbiter,
+            idle,
             channel,
             beats,
-            leader: Leader::new(machine),
+            leader: Leader::new(cold),
             follower: Follower::default(),
             log: Arc::default(),
             failover: None,
@@ -158,6 +168,7 @@ impl Session {
             limits: Limits::default(),
             paused: false,
             blocked: None,
+            probing: false,
             refused: None,
             divergences: 0,
             started: Instant::now(),
@@ -182,8 +193,10 @@ impl Session {
     pub fn run(mut self) -> Result<SessionEnd, SessionError> {
         self.tell(Event::Tick)?;
         loop {
-            let until = self.replica.next_deadline().map_or(TURN, |deadline| {
-                Duration::from_nanos(deadline.0.saturating_sub(host_ns())).min(TURN)
+            let syncs = self.session().is_some() && !self.replica.status().protected;
+            let turn = if syncs { SYNC_TURN } else { TURN };
+            let until = self.replica.next_deadline().map_or(turn, |deadline| {
+                Duration::from_nanos(deadline.0.saturating_sub(host_ns())).min(turn)
             });
             let asleep = Instant::now();
             let event = self.events.recv_timeout(until);
@@ -226,6 +239,7 @@ impl Session {
         }
         self.leader.announce();
         self.arrive()?;
+        self.look_after_idle();
         self.tell(Event::Tick)
     }
 
@@ -247,6 +261,14 @@ impl Session {
             SessionEvent::Backup(session, event) => self.take_backup(session, event),
             SessionEvent::Link(event) => self.take_link(event),
             SessionEvent::Arbiter(call, reply) => self.tell(Event::Arbiter { call, reply }),
+            SessionEvent::WorldProbed(usable) => {
+                self.probing = false;
+                self.tell(Event::WorldProbed { usable })
+            }
+            SessionEvent::Record(reply) => {
+                self.ask_holders(reply);
+                Ok(())
+            }
             SessionEvent::Channel(event) => self.take_channel(event),
             SessionEvent::Transfer(session, begun) => self.transfer_begun(session, begun),
             SessionEvent::TransferEnded(session, ended) => self.transfer_ended(session, ended),
@@ -301,6 +323,10 @@ impl Session {
 
     fn take_link(&mut self, event: LinkEvent) -> Result<(), SessionError> {
         match event {
+            LinkEvent::Message {
+                from,
+                message: PeerMessage::StateReply { nonce, holds },
+            } if self.idle.answered(from, nonce, holds.state) => Ok(()),
             LinkEvent::Message { from, message } => self.tell(Event::Peer { from, message }),
             LinkEvent::Bulk {
                 from,
@@ -385,10 +411,7 @@ impl Session {
             } => self.load_state(from, session, epoch),
             Action::CloseSession(session) => return self.close_session(session),
             Action::Drain { end, .. } => self.follower.drain(end),
-            Action::ProbeWorld => {
-                let usable = super::world::usable(&self.devices);
-                return self.tell(Event::WorldProbed { usable });
-            }
+            Action::ProbeWorld => return self.probe_world(),
             Action::Fence(host) => tracing::error!(%host, "this storage fences nobody"),
             Action::GoLive(live) => return self.go_live(live),
             Action::Discard(leave) => return self.discard(&leave),
@@ -474,57 +497,6 @@ impl Session {
         self.leader.set_limits(&limits);
         Ok(self.limits)
     }
-
-    fn report(&mut self) -> StatusReport {
-        let status = self.replica.status();
-        let mut report = StatusReport {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            role: status.role.into(),
-            state: status.state.to_owned(),
-            paused: self.paused,
-            host: Some(self.settings.ft.me),
-            epoch: status.epoch.map(|epoch| epoch.0),
-            peer: status.peer,
-            protected: status.protected,
-            standbys: self.standbys(&status),
-            last_failover: self.failover.as_ref().map(FailoverNotes::report),
-            last_transfer: self.transfer.clone(),
-            divergences: self.divergences,
-            quarantine: status.quarantine,
-            uptime_s: self.started.elapsed().as_secs_f64(),
-            limits: self.limits,
-            heartbeats: Some(self.beats.report()),
-            ..StatusReport::default()
-        };
-        report.advice.extend(self.blocked.clone());
-        report.advice.extend(self.beats.advice());
-        self.leader.report(&mut report);
-        self.follower.report(&mut report);
-        let (at, bytes, _) = self.rate;
-        let (seconds, now) = (at.elapsed().as_secs_f64(), self.leader.log_bytes());
-        if seconds >= 0.1 {
-            let moved = now.saturating_sub(bytes) as f64;
-            self.rate = (Instant::now(), now, moved * 8.0 / 1e6 / seconds);
-        }
-        report.log_mbit_s = self.rate.2;
-        report
-    }
-
-    fn standbys(&self, status: &ft::Status) -> Vec<StandbyReport> {
-        let report = |(host, addresses): &(HostId, Vec<std::net::SocketAddr>)| StandbyReport {
-            host: *host,
-            address: addresses
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            state: match (status.peer == Some(*host), status.protected) {
-                (true, true) => "in the pair".to_owned(),
-                (true, false) => "joining".to_owned(),
-                (false, _) => "known".to_owned(),
-            },
-        };
-        self.settings.ft.standbys.iter().map(report).collect()
-    }
 }
 
 fn start_link(settings: &FtSettings, sender: Sender<SessionEvent>) -> Result<Link, SessionError> {
@@ -541,6 +513,13 @@ fn start_arbiter(
     let directory = DirectoryArbiter::open(&settings.epochs(), settings.ft.me);
     Ok(ArbiterThread::start(directory, move |call, reply| {
         let _ = sender.send(SessionEvent::Arbiter(call, reply));
+    })?)
+}
+
+fn start_idle(settings: &FtSettings, sender: Sender<SessionEvent>) -> Result<Idle, SessionError> {
+    let directory = DirectoryArbiter::open(&settings.epochs(), settings.ft.me);
+    Ok(Idle::new(directory, move |reply| {
+        let _ = sender.send(SessionEvent::Record(reply));
     })?)
 }
 
@@ -578,7 +557,7 @@ fn forward(mut events: Events, sender: Sender<SessionEvent>) -> std::io::Result<
     Ok(())
 }
 
-fn random() -> u128 {
+pub(super) fn random() -> u128 {
     let mut bytes = [0; 16];
     let got = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
     assert_eq!(

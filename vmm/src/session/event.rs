@@ -1,6 +1,5 @@
 //! What reaches the session's thread.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -9,6 +8,7 @@ use format::SessionId;
 use ft::{ArbiterReply, CallId, Command};
 use vhost_ftlog::frontend::ChannelEvent;
 
+use super::fork::Child;
 use super::probes::ProbeNews;
 use crate::api::{Limits, LimitsChange, Refused, StatusReport};
 use crate::link::LinkEvent;
@@ -24,11 +24,15 @@ pub enum SessionEvent {
     Link(LinkEvent),
     /// From the arbiter.
     Arbiter(CallId, ArbiterReply),
+    /// Image and TAP were tried: whether this host can use them.
+    WorldProbed(bool),
+    /// The newest record, which an idle standby asked for.
+    Record(ArbiterReply),
     /// From the logging channel.
     Channel(ChannelEvent),
     /// A state transfer began, with the VM stopped for so long (in ns), or failed.
     Transfer(SessionId, Result<TransferBegun, String>),
-    /// The child that streamed the state has ended.
+    /// The child that streamed the state has ended: how many bytes it sent, or why not all.
     TransferEnded(SessionId, Result<u64, String>),
     /// An operator's command, and where to say why it is refused.
     Command(Command, Sender<Result<(), &'static str>>),
@@ -56,5 +60,5 @@ pub struct TransferBegun {
     /// The exit that the log begins at.
     pub exit: format::ExitNumber,
     /// The process that streams the state.
-    pub child: Arc<OwnedFd>,
+    pub child: Arc<Child>,
 }

@@ -25,11 +25,17 @@ pub(super) struct Follower {
     early: BTreeMap<SessionId, TcpStream>,
     replica: Option<Backup>,
     loaded: bool,
+    /// The session is over: what was received is replayed, and no more comes.
+    closing: bool,
 }
 
 impl Follower {
     pub(super) fn session(&self) -> Option<SessionId> {
         self.session
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing
     }
 
     pub(super) fn drain(&self, end: Seq) {
@@ -158,6 +164,7 @@ impl Session {
 
     /// No acknowledgement leaves from here on (R13); only then is the end of the log fixed.
     pub(super) fn close_session(&mut self, session: SessionId) -> Result<(), SessionError> {
+        self.follower.closing = true;
         if let Err(error) = self.channel.close() {
             // Then an acknowledgement may still leave, and this side must not compete.
             return Err(SessionError::Fatal(format!(

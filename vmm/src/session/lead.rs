@@ -1,49 +1,40 @@
 //! The primary's side: the live VM, its log, its gate, the transfer to a standby.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use devices::Effect;
 use format::{AckRecord, ControlOp, Epoch, ExitNumber, Seq, SessionId};
-use ft::{EpochRecord, Event, GateMode, GoLive, HostId, Mark, Origin, Quiesce, Time};
+use ft::{Event, GateMode, HostId, Mark, Quiesce, Time};
 use vhost_ftlog::config_space::{Reach, Role, SessionParams};
 use vhost_ftlog::frontend::Acks;
 
+use super::arrive::{Arriving, Cold};
 use super::driver::{Session, SessionError};
 use super::event::{SessionEvent, TransferBegun};
-use super::{Devices, clock, transfer, world};
-use crate::api::{
-    Event as Told, Lag, Limits, Output, Pacing, Quantiles, Severity, StatusReport, Transfer,
-};
+use super::fork::{self, Child};
+use super::{Devices, transfer, world};
+use crate::api::{Lag, Limits, Output, Pacing, Quantiles, StatusReport, Transfer};
 use crate::io::Delivery;
 use crate::vm::{
-    ChannelLog, Command, FromPrimary, KvmMachine, LogPosition, Primary, SnapshotMeta, host_ns,
-    write_snapshot,
+    ChannelLog, Command, FromPrimary, LogPosition, Primary, SnapshotMeta, host_ns, write_snapshot,
 };
-
-/// When the MAC is announced after going live.
-const ANNOUNCE_MS: [u64; 6] = [0, 50, 200, 500, 1_000, 2_000];
-
-/// How often a world that cannot be opened is tried again.
-const WORLD_RETRY: Duration = Duration::from_millis(200);
 
 /// What a primary has.
 pub(super) struct Leader {
     /// A VM that waits for its first epoch.
-    cold: Option<KvmMachine>,
-    vm: Option<Primary>,
+    pub(super) cold: Option<Cold>,
+    pub(super) vm: Option<Primary>,
     /// How many VMs have gone live in this process: what a VM that is gone tells concerns nobody.
-    life: u64,
+    pub(super) life: u64,
     /// The epoch is won; the world could not be opened yet.
-    arriving: Option<Arriving>,
-    wall_at_birth: u64,
-    mac: Option<[u8; 6]>,
-    announce: Vec<Instant>,
+    pub(super) arriving: Option<Arriving>,
+    pub(super) wall_at_birth: u64,
+    pub(super) mac: Option<[u8; 6]>,
+    pub(super) announce: Vec<Instant>,
     logging: Option<Logging>,
-    guest_off: bool,
+    pub(super) guest_off: bool,
     /// The guest is off because it wants to be reset.
     reset: bool,
     limits: Limits,
@@ -57,21 +48,11 @@ struct Logging {
     position: Arc<LogPosition>,
     start: Option<Mark>,
     since: Instant,
-    child: Option<Arc<OwnedFd>>,
-}
-
-/// A VM that is to go live.
-struct Arriving {
-    record: EpochRecord,
-    machine: KvmMachine,
-    pending: Vec<Effect>,
-    behind_ns: u64,
-    /// When to try again.
-    at: Instant,
+    child: Option<Arc<Child>>,
 }
 
 impl Leader {
-    pub(super) fn new(cold: Option<KvmMachine>) -> Self {
+    pub(super) fn new(cold: Option<Cold>) -> Self {
         Self {
             cold,
             vm: None,
@@ -173,12 +154,8 @@ impl Leader {
             ran: Duration::from_nanos(vm.position().virtual_ns()),
             at: Time(host_ns()),
         };
-        let stats = vm.io().gate_stats();
-        let released = if stats.held == 0 {
-            stats.released_upto.max(received)
-        } else {
-            stats.released_upto
-        };
+        // Of what the gate has let go, and no more: what waits on its way to the gate is not out.
+        let released = vm.io().gate_stats().released_upto;
         vec![
             Event::Appended { session, mark },
             Event::Acked {
@@ -231,7 +208,7 @@ impl Leader {
             vm.io().unwatch();
         }
         if let Some(child) = logging.child {
-            transfer::kill(&child);
+            child.kill();
         }
     }
 
@@ -275,21 +252,35 @@ impl Leader {
             .map_or(0, |logging| logging.position.bytes())
     }
 
-    /// Writes a snapshot of the running VM.
+    /// Writes a snapshot of the running VM, which stands still for a fork only.
     pub(super) fn snapshot(
         &self,
         dir: PathBuf,
         devices: &Devices,
         reply: Sender<Result<(), String>>,
     ) {
+        // The disk goes on, so that the snapshot belongs to none: a copy of it is the operator's affair.
         let meta = SnapshotMeta {
             disk: None,
             disk_path: devices.disk.clone(),
             tap: devices.tap.clone(),
         };
         self.command(Command::Save(Box::new(move |state, memory| {
-            let written = write_snapshot(&dir, &meta, state, memory);
-            let _ = reply.send(written.map_err(|error| error.to_string()));
+            let child = fork::start(None, || {
+                let written = write_snapshot(&dir, &meta, state, memory);
+                written.map(|()| 0).map_err(|error| error.to_string())
+            });
+            let child = match child {
+                Ok(child) => child,
+                Err(error) => return drop(reply.send(Err(format!("fork: {error}")))),
+            };
+            let failed = reply.clone();
+            let waits = std::thread::Builder::new()
+                .name("snapshot-wait".to_owned())
+                .spawn(move || drop(reply.send(child.wait().map(drop))));
+            if let Err(error) = waits {
+                let _ = failed.send(Err(error.to_string()));
+            }
         })));
     }
 }
@@ -384,7 +375,7 @@ impl Session {
             .open(params, Seq(0))
             .map_err(|error| error.to_string())?;
         let position = Arc::new(LogPosition::default());
-        vm.io().watch(session, parts.acks.clone());
+        let (io, acks) = (vm.io().clone(), parts.acks.clone());
         let log = ChannelLog::new(parts.producer, parts.acks.clone(), Arc::clone(&position));
         self.leader.logging = Some(Logging {
             session,
@@ -415,6 +406,8 @@ impl Session {
                 let begin = move |state: &replay::MachineState, memory: &hypervisor::GuestRam| {
                     let stopped = Instant::now();
                     let exit = state.exit();
+                    // From the vCPU's thread, so that what it has put out before is of no log.
+                    io.watch(session, acks);
                     let begun = transfer::start(state, memory, wall_at_birth, stream);
                     let begun = begun
                         .map_err(|error| format!("fork: {error}"))
@@ -447,12 +440,11 @@ impl Session {
         std::thread::Builder::new()
             .name("transfer-wait".to_owned())
             .spawn(move || {
-                let ended = transfer::wait(&child).map(|()| host_ns());
-                let _ = sender.send(SessionEvent::TransferEnded(session, ended));
+                let _ = sender.send(SessionEvent::TransferEnded(session, child.wait()));
             })?;
         let logging = self.leader.logging.as_mut();
         let Some(logging) = logging.filter(|logging| logging.session == session) else {
-            transfer::kill(&begun.child);
+            begun.child.kill();
             return Ok(());
         };
         logging.child = Some(begun.child);
@@ -485,12 +477,13 @@ impl Session {
         }
         logging.child = None;
         match ended {
-            Ok(_) => {
+            Ok(bytes) => {
                 let total_ms = logging.since.elapsed().as_secs_f64() * 1e3;
                 if let Some(report) = &mut self.transfer {
-                    report.total_ms = total_ms;
+                    (report.total_ms, report.bytes) = (total_ms, bytes);
                 }
-                self.note("transfer-sent", format!("state sent in {total_ms:.1} ms"));
+                let message = format!("{bytes} bytes of state sent in {total_ms:.1} ms");
+                self.note("transfer-sent", message);
                 Ok(())
             }
             Err(why) => self.tell(Event::TransferFailed { session, why }),
@@ -505,90 +498,5 @@ impl Session {
         if let Err(error) = self.channel.close() {
             tracing::warn!(%error, "the channel's session was not closed in order");
         }
-    }
-
-    /// Acts on the world from here on.
-    pub(super) fn go_live(&mut self, live: GoLive) -> Result<(), SessionError> {
-        let (machine, pending, behind_ns) = match live.origin {
-            Origin::Cold => {
-                let machine = self.leader.cold.take();
-                let machine =
-                    machine.ok_or_else(|| SessionError::Fatal("there is no VM to start".into()))?;
-                self.leader.wall_at_birth = clock::wall_at_birth(machine.board().now());
-                (machine, Vec::new(), 0)
-            }
-            Origin::TakeOver { released, .. } => self.take_over(released)?,
-        };
-        self.leader.mac = machine.board().config().net.as_ref().map(|net| net.mac);
-        self.leader.guest_off = machine.has_ended();
-        self.leader.arriving = Some(Arriving {
-            record: live.record,
-            machine,
-            pending,
-            behind_ns,
-            at: Instant::now(),
-        });
-        self.arrive()
-    }
-
-    /// Opens the world and lets the VM run. The epoch is won, so this host alone may: where image or TAP
-    /// cannot be opened it tries again, the VM's state being here only.
-    pub(super) fn arrive(&mut self) -> Result<(), SessionError> {
-        let now = Instant::now();
-        let Some(mut arriving) = self.leader.arriving.take_if(|arriving| arriving.at <= now) else {
-            return Ok(());
-        };
-        let backends = match world::open(&self.devices, &arriving.record.quarantine) {
-            Ok(backends) => backends,
-            Err(why) => {
-                let message =
-                    format!("{why}; it is tried again, and the VM stands still meanwhile");
-                self.log
-                    .record(Told::new(Severity::Error, "world-lost", message));
-                arriving.at = now + WORLD_RETRY;
-                self.leader.arriving = Some(arriving);
-                return Ok(());
-            }
-        };
-        let Arriving {
-            record,
-            machine,
-            pending,
-            behind_ns,
-            ..
-        } = arriving;
-        self.leader.life += 1;
-        let (sender, life) = (self.sender.clone(), self.leader.life);
-        let tell = move |event| {
-            let _ = sender.send(SessionEvent::Primary(life, event));
-        };
-        let vm = Primary::start(machine, backends, behind_ns, pending, tell)
-            .map_err(|error| SessionError::Fatal(error.to_string()))?;
-        self.leader.vm = Some(vm);
-        self.leader.set_limits(&self.limits());
-        let now = Instant::now();
-        self.leader.announce = ANNOUNCE_MS
-            .iter()
-            .map(|ms| now + Duration::from_millis(*ms))
-            .collect();
-        self.mark("VM runs");
-        self.note("live", format!("epoch {}", record.epoch));
-        self.tell(Event::Live)
-    }
-
-    fn take_over(&mut self, released: Seq) -> Result<(KvmMachine, Vec<Effect>, u64), SessionError> {
-        let handover = self.follower.hand_over();
-        let handover = handover.ok_or_else(|| SessionError::Fatal("the replica is gone".into()))?;
-        let unsent = handover
-            .recent
-            .into_iter()
-            .filter(|(next, _)| *next > released);
-        let pending = unsent
-            .map(|(_, effect)| effect)
-            .chain(handover.unconfirmed)
-            .collect();
-        let behind = clock::behind(handover.machine.board().now(), handover.epoch_wall_ns);
-        self.leader.wall_at_birth = handover.epoch_wall_ns;
-        Ok((handover.machine, pending, behind))
     }
 }

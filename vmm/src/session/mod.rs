@@ -10,6 +10,7 @@
 //! One owner: the session's thread owns the replica and every handle; other threads send it events.
 //! What always holds: actions are done in their order, and none waits for an answer.
 
+mod arrive;
 mod beats;
 mod busy;
 mod clock;
@@ -18,6 +19,8 @@ mod control;
 mod driver;
 mod event;
 mod follow;
+mod fork;
+mod idle;
 mod lead;
 mod pair;
 mod probes;
@@ -26,6 +29,7 @@ mod status;
 mod transfer;
 mod world;
 
+pub use arrive::Cold;
 pub use config::{FtSettings, epochs, find as find_program};
 pub use control::SessionControl;
 pub use driver::{Session, SessionEnd};

@@ -1,6 +1,7 @@
 //! Puts a machine, its host I/O and its pulse together, and takes them apart in order.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::Effect;
 use replay::{LogSink, Outside, Recorder};
@@ -22,6 +23,8 @@ pub struct Backends {
     pub disk: Option<Storage>,
     /// The console.
     pub console: Option<Console>,
+    /// For how long output may go out without a look at whether it still may: what a peer waits.
+    pub gap: Option<Duration>,
 }
 
 /// A VM that cannot be run.
@@ -60,6 +63,7 @@ pub fn run_live<L: LogSink>(
         disk: backends.disk,
         console: backends.console,
         gate: ft::GateMode::Open,
+        gap: backends.gap,
         deliver: sender.deliveries(move |delivery| {
             if matches!(delivery, io::Delivery::Quit | io::Delivery::Failed(_)) {
                 let _ = quit.command(Command::Stop);

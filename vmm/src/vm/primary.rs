@@ -74,6 +74,7 @@ impl Primary {
             disk: backends.disk,
             console: backends.console,
             gate: GateMode::Shut,
+            gap: backends.gap,
             deliver: sender.deliveries(move |delivery| {
                 deliveries(FromPrimary::Io(delivery));
             }),
@@ -89,10 +90,15 @@ impl Primary {
             .name("vcpu".to_owned())
             .spawn(move || {
                 let mut told = TellSession(tell.clone());
-                if let Err(error) = runner.run_protected(&mut told) {
-                    tracing::error!(%error, "the VM cannot go on");
-                    tell(FromPrimary::Failed(error.to_string()));
-                }
+                // Nothing of the VM is used after a panic.
+                let run = std::panic::AssertUnwindSafe(|| runner.run_protected(&mut told));
+                let why = match std::panic::catch_unwind(run) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the vCPU's thread has panicked: a mistake in Pollux".to_owned(),
+                };
+                tracing::error!(why, "the VM cannot go on");
+                tell(FromPrimary::Failed(why));
             })
             .map_err(LiveError::Thread)?;
         Ok(Self {
