@@ -5,6 +5,7 @@
 //! fails under `POLLUX_REQUIRE_KVM=1`.
 
 mod guest;
+pub mod pair;
 mod random;
 mod site;
 mod vm;

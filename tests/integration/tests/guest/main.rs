@@ -5,6 +5,7 @@
 mod cuts;
 mod divergence;
 mod loads;
+mod protected;
 mod refusals;
 mod saves;
 mod scene;
