@@ -62,10 +62,6 @@ const EMULATED_RING0: &[(&str, &str)] = &[
         "rootfstype=ramfs",
         "the cheaper of the two file systems for the initial RAM disk",
     ),
-    (
-        "retain_initrd",
-        "the RAM disk's memory is not given back page by page",
-    ),
     ("cryptomgr.notests", "no self-tests of ciphers"),
 ];
 

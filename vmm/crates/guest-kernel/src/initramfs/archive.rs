@@ -118,9 +118,11 @@ fn entry_at(bytes: &[u8], at: usize) -> Result<(Option<Entry>, usize), Error> {
     let name = bytes
         .get(name_at..name_at + name_len)
         .ok_or_else(|| bad("the name is cut off"))?;
-    let name = name
-        .strip_suffix(b"\0")
-        .ok_or_else(|| bad("its name does not end with zero"))?;
+    if !name.ends_with(b"\0") {
+        return Err(bad("its name does not end with zero"));
+    }
+    // More zeros behind a name let its data start at the beginning of a page.
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     let data_at = (name_at + name_len).next_multiple_of(4);
     let data = data_at..data_at + data_len;
     if data.end > bytes.len() && data_len > 0 {

@@ -275,6 +275,15 @@ fn every_prefix_and_damage_of_an_elf_file_is_survived() {
 }
 
 #[test]
+fn zeros_behind_a_name_are_no_part_of_it() {
+    let archive = cpio("070701", &[("bin/a\0\0\0\0\0\0", &program())]);
+    let entries = super::archive::entries(&archive).unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].name, "bin/a");
+    assert_eq!(archive[entries[0].data.clone()], program());
+}
+
+#[test]
 fn checksum_of_a_070702_archive_follows() {
     let archive = cpio("070702", &[("x", b"data"), ("bin/a", &program())]);
     let out = prepare(archive, &QUIRK).unwrap().0;

@@ -7,7 +7,7 @@
 
 use super::planner::{Planner, Reason};
 use super::skips::{Skip, skip};
-use super::{FastBoot, pages, prelink, startup, tables, timer};
+use super::{FastBoot, initrd, pages, prelink, startup, tables, timer};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
 
@@ -128,6 +128,64 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         "symbol versions of modules are not compared: they are this kernel's",
     ),
     ("init_kprobes", Skip::Zero, "no kprobes in the guest"),
+    (
+        "free_initrd_mem",
+        Skip::Return,
+        "pages of the initial RAM disk belong to its files",
+    ),
+    (
+        "update_load_avg",
+        Skip::Return,
+        "no load averages of tasks: they balance load between processors, and there is one",
+    ),
+    (
+        "early_pfn_to_nid",
+        Skip::Zero,
+        "one node (numa=off): it is not looked for page by page",
+    ),
+    (
+        "init_unavailable_range",
+        Skip::Return,
+        "what the memory map keeps for holes in memory stays zero",
+    ),
+    (
+        "__list_add_valid",
+        Skip::One,
+        "lists are not checked at each change",
+    ),
+    ("__list_del_entry_valid", Skip::One, "nor at each removal"),
+    (
+        "native_io_delay",
+        Skip::Return,
+        "the devices are the VMM's: they need no pause after an access",
+    ),
+    (
+        "tracer_init_tracefs",
+        Skip::Zero,
+        "no /sys/kernel/tracing: there are no trace events",
+    ),
+    (
+        "dynamic_debug_init",
+        Skip::Zero,
+        "debug messages cannot be switched on one by one",
+    ),
+    (
+        "perf_event_sysfs_init",
+        Skip::Zero,
+        "no /sys/bus/event_source: there are no performance counters",
+    ),
+    ("irq_sysfs_init", Skip::Zero, "no /sys/kernel/irq"),
+    (
+        "clockevents_init_sysfs",
+        Skip::Zero,
+        "no /sys/devices/system/clockevents",
+    ),
+    ("nvme_core_init", Skip::Zero, "no NVMe in the machine"),
+    (
+        "powercap_init",
+        Skip::Zero,
+        "no power limits in the machine",
+    ),
 ];
 
 pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanError> {
@@ -149,6 +207,7 @@ pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanE
         pages::plan(planner)?;
     }
     startup::plan(planner)?;
+    initrd::plan(planner)?;
     tables::plan(planner)?;
     prelink::plan(planner)
 }

@@ -7,6 +7,7 @@
 mod alternatives;
 mod determinism;
 mod fast_boot;
+mod initrd;
 mod pages;
 mod planner;
 mod prelink;
@@ -46,7 +47,7 @@ pub struct QuirkSet {
 /// How far to shorten the start on a host that emulates ring 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FastBoot {
-    /// Let the timer interrupt come every 20 ms at most, not every 4 ms. Needs `nohz=on`.
+    /// Let the timer interrupt come every 27 ms at most, not every 4 ms. Needs `nohz=on`.
     pub slow_timer: bool,
     /// Clear and copy pages through [`crate::ports::CLEAR_PAGE`] and [`crate::ports::COPY_PAGE`].
     pub paravirtual_pages: bool,

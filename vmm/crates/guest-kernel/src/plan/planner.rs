@@ -14,11 +14,16 @@ use crate::image::{KernelImage, Section};
 use crate::patch::{Patch, PatchPlan, PatchSet};
 
 /// Where stubs go: the exception entries of paravirtual Xen guests, which never run here. They lie one
-/// after the other, 336 bytes in 6.1, and no table of the kernel (ftrace, returns, alternatives, jump
+/// after the other, 496 bytes in 6.1, and no table of the kernel (ftrace, returns, alternatives, jump
 /// labels) has an entry in them, so that nothing is written over a stub later.
 const STUB_ROOM: &str = "xen_asm_exc_divide_error";
-/// The functions that follow [`STUB_ROOM`] and belong to it start with this.
-const STUB_ROOM_PREFIX: &str = "xen_asm_";
+/// The functions that follow [`STUB_ROOM`] and belong to it start with one of these.
+const STUB_ROOM_PREFIXES: &[&str] = &[
+    "xen_asm_",
+    "xen_iret",
+    "xenpv_restore_regs",
+    "xen_entry_SYS",
+];
 /// Stubs start at multiples of this.
 const STUB_ALIGN: u64 = 16;
 
@@ -277,7 +282,11 @@ impl<'a> Planner<'a> {
         let from = symbols.partition_point(|symbol| symbol.addr < start);
         symbols[from..]
             .iter()
-            .find(|symbol| !symbol.name.starts_with(STUB_ROOM_PREFIX))
+            .find(|symbol| {
+                !STUB_ROOM_PREFIXES
+                    .iter()
+                    .any(|prefix| symbol.name.starts_with(prefix))
+            })
             .map_or(start, |symbol| symbol.addr)
     }
 

@@ -20,7 +20,8 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     builtin_parameters_in_sysfs(planner)?;
     command_line_of_each_level(planner)?;
     static_calls_by_trampoline(planner)?;
-    paravirtual_calls(planner)
+    paravirtual_calls(planner)?;
+    spin_unlock(planner)
 }
 
 /// Instructions of `function` that `wanted` accepts.
@@ -93,6 +94,19 @@ fn paravirtual_calls(planner: &mut Planner) -> Result<(), PlanError> {
         "apply_paravirt",
         reason(why),
     )
+}
+
+/// The call through `pv_ops` for a lock that is given back keeps ten registers for a function that clears
+/// one byte. The kernel puts that store in place of direct calls; here it is the callee.
+fn spin_unlock(planner: &mut Planner) -> Result<(), PlanError> {
+    const FUNCTION: &str = "__raw_callee_save___native_queued_spin_unlock";
+    let Some(addr) = planner.symbol(FUNCTION) else {
+        return Ok(());
+    };
+    // push rcx; push rdx; push rsi; push rdi becomes mov byte [rdi], 0; ret
+    let (old, new) = ([0x51, 0x52, 0x56, 0x57], [0xc6, 0x07, 0x00, 0xc3]);
+    let why = "a lock is given back by one store";
+    planner.replace(addr, &old, &new, reason(why))
 }
 
 fn take_out_calls(

@@ -9,9 +9,9 @@ use super::planner::{Planner, Reason};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
 
-/// Shortest time for which the kernel may program the timer, in ticks of the 8254 (1,193,182 Hz): 20 ms.
-/// Timers and time slices get that coarse.
-const SHORTEST_TICKS: u32 = 23_864;
+/// Shortest time for which the kernel may program the timer, in ticks of the 8254 (1,193,182 Hz): 27 ms.
+/// The longest is 32,767 ticks. Timers and time slices get that coarse.
+const SHORTEST_TICKS: u32 = 32_000;
 
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     let reason = |why| Reason {
@@ -24,7 +24,7 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
         "clockevent_i8253_init",
         &[0xba, 0x0f, 0, 0, 0],
         &[0xba, a, b, c, d],
-        reason("a timer interrupt every 20 ms at most"),
+        reason("a timer interrupt every 27 ms at most"),
     )?;
     // Before the kernel trusts the time stamp counter the timer runs at a fixed rate: `mov eax` with the
     // low and the high byte of 4,773 ticks. 65,535 ticks are 55 ms; until then jiffies go slow.
