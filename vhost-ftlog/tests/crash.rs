@@ -244,6 +244,20 @@ fn a_producer_dies_and_its_whole_log_and_the_end_are_delivered() {
     });
 }
 
+/// Kills both, in either order: whether something was in flight.
+fn die_together(random: &mut ChaCha8Rng, primary: &mut Vmm, daemon: u32) -> bool {
+    let daemon_first = random.random_ratio(1, 2);
+    let mut hit = true;
+    if daemon_first {
+        hit &= kill(daemon);
+    }
+    hit &= primary.kill_in_flight();
+    if !daemon_first {
+        hit &= kill(daemon);
+    }
+    hit
+}
+
 /// The worst pair: who could resend and who could acknowledge are gone at once.
 #[test]
 fn backup_daemon_and_producer_die_together_and_the_consumer_has_all_that_was_acknowledged() {
@@ -253,11 +267,7 @@ fn backup_daemon_and_producer_die_together_and_the_consumer_has_all_that_was_ack
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
         let daemon = backup.daemon_pid();
-        let hit = if random.random_ratio(1, 2) {
-            kill(daemon) & primary.kill_in_flight()
-        } else {
-            primary.kill_in_flight() & kill(daemon)
-        };
+        let hit = die_together(random, &mut primary, daemon);
         let acked = primary.acked();
         backup.wait_progress(acked);
         hit
@@ -273,11 +283,7 @@ fn a_whole_side_dies_and_nothing_acknowledged_is_lost() {
         let mut primary = Vmm::producer(&rig, backup.listen());
         backup.wait_progress(random.random_range(1..400));
         let daemon = primary.daemon_pid();
-        let hit = if random.random_ratio(1, 2) {
-            primary.kill_in_flight() & kill(daemon)
-        } else {
-            kill(daemon) & primary.kill_in_flight()
-        };
+        let hit = die_together(random, &mut primary, daemon);
         let acked = primary.acked();
         backup.wait_progress(acked);
         hit

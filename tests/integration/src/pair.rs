@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use harness::{Host, Port, Process, Switch};
 
-use crate::{GUEST_ADDRESS, Guest, pollux};
+use crate::{Guest, pollux};
 
 /// The guest's Redis server.
 const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 79, 0, 2)), 6379);

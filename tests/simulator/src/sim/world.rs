@@ -211,19 +211,25 @@ impl Sim {
                 vmm.gate.push(clock, format::Seq(needs), 64, waiting);
             }
         }
-        if !canary::on(Canary::ForgetReissue) {
-            for mut io in again {
-                if canary::on(Canary::WriteNotCaptured)
-                    && let Some(live) = self.live(host)
-                {
-                    io.write = live.guest.reread(&io);
-                }
-                self.start_io(host, io);
-            }
-        }
+        self.issue_again(host, again);
         self.port = host;
         self.run_vcpu(host, 100 * US);
         self.tell(host, Event::Live);
+    }
+
+    /// Issues the requests again that the guest waits for.
+    fn issue_again(&mut self, host: usize, requests: Vec<Io>) {
+        if canary::on(Canary::ForgetReissue) {
+            return;
+        }
+        for mut io in requests {
+            if canary::on(Canary::WriteNotCaptured)
+                && let Some(live) = self.live(host)
+            {
+                io.write = live.guest.reread(&io);
+            }
+            self.start_io(host, io);
+        }
     }
 
     /// Copies the quarantined sectors into the image.

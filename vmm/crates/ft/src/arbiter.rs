@@ -22,6 +22,7 @@ pub struct Base {
 
 /// A question to the arbiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "made once in an epoch")]
 pub enum ArbiterRequest {
     /// Which record is the newest?
     Newest,

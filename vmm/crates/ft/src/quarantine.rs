@@ -68,7 +68,7 @@ pub struct Quarantine {
     layers: BTreeMap<Epoch, BTreeMap<u64, u64>>,
     /// What is seen from above: start → (end, side file); disjoint, not empty. Follows from the layers.
     /// In a box, so that records are small to move: nearly all of them have an empty one.
-    top: Box<BTreeMap<u64, (u64, Epoch)>>,
+    top: BTreeMap<u64, (u64, Epoch)>,
     suspects: Vec<HostId>,
 }
 

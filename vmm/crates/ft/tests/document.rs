@@ -10,7 +10,7 @@ const DOCUMENT: &str = include_str!("../../../../docs/protocol.md");
 fn table(heading: &str) -> Vec<Vec<&'static str>> {
     let section = DOCUMENT.split(&format!("\n## {heading}\n")).nth(1);
     let section = section.unwrap_or_else(|| panic!("no section {heading}"));
-    let section = section.split("\n## ").next().unwrap();
+    let section = section.split("\n## ").next().expect("a first part");
     let rows = section.lines().filter(|line| line.starts_with("| "));
     let cells = |row: &'static str| row.trim_matches('|').split('|').map(str::trim).collect();
     let rows: Vec<_> = rows.skip(1).map(cells).collect();
@@ -28,12 +28,16 @@ fn variants(source: &'static str, name: &str) -> BTreeSet<&'static str> {
     let body = source
         .split(&format!("pub enum {name} {{\n"))
         .nth(1)
-        .unwrap();
-    let body = body.split("\n}").next().unwrap();
+        .expect("the enum stands there");
+    let body = body.split("\n}").next().expect("a first part");
     let lines = body.lines().filter_map(|line| line.strip_prefix("    "));
     lines
         .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
-        .map(|line| line.split(|c: char| !c.is_alphanumeric()).next().unwrap())
+        .map(|line| {
+            line.split(|c: char| !c.is_alphanumeric())
+                .next()
+                .expect("a name")
+        })
         .collect()
 }
 

@@ -34,6 +34,7 @@ use crate::time::Time;
 
 /// What a handler asks of the replica that owns the role.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made once in an epoch")]
 pub(crate) enum Step {
     /// Go on.
     Stay,
