@@ -7,17 +7,17 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use harness::{Host, Port, Process, Switch};
 
-use crate::{Guest, pollux};
+use crate::{GUEST_ADDRESS, Guest, pollux};
 
 /// The guest's Redis server.
-const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 79, 0, 2)), 6379);
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(GUEST_ADDRESS), 6379);
 /// How long an answer may take: longer than any failover.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
