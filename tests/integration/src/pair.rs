@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use harness::{Host, Port, Process, Switch};
 
@@ -131,6 +131,16 @@ impl Pair {
     /// It cannot be copied.
     pub fn restore_disk(&self) {
         self.guest.place_disk(&self.path("shared/disk.img"));
+    }
+
+    /// When the disk was written to for the last time.
+    ///
+    /// # Panics
+    /// It is gone.
+    #[must_use]
+    pub fn disk_changed(&self) -> SystemTime {
+        let disk = fs::metadata(self.path("shared/disk.img")).expect("the disk is there");
+        disk.modified().expect("files have times")
     }
 
     fn command(&self, name: Name) -> Command {

@@ -100,10 +100,16 @@ fn a_guest_that_powers_itself_off_ends_both_sides_in_order() {
 fn after_the_loss_of_both_hosts_nothing_starts_by_itself_and_whoever_looks_is_told_what_to_do() {
     let _turn = turn();
     let name = "after_the_loss_of_both_hosts_nothing_starts_by_itself";
-    let Some((mut pair, _keyboard)) = protected(name) else {
+    let Some((mut pair, mut keyboard)) = protected(name) else {
         return;
     };
     pair.connect().count(5);
+    let before = pair.disk_changed();
+    keyboard.write_all(b"echo later > /data/b; sync\n").unwrap();
+    harness::wait_for("a write to the disk", || {
+        (pair.disk_changed() > before).then_some(())
+    })
+    .unwrap();
     pair.kill(Name::A);
     pair.kill(Name::B);
     for host in [Name::A, Name::B] {
