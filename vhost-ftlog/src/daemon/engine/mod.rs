@@ -274,7 +274,7 @@ impl<R: Ring> Engine<R> {
         let connected = self.link.is_some();
         let mut broken = false;
         if let Some(sender) = &mut self.sender {
-            match sender.fall_asleep(&self.tuning, connected) {
+            match sender.fall_asleep(&self.tuning, self.now, connected) {
                 Ok(more) => stay_awake |= more,
                 Err(_) => broken = true,
             }

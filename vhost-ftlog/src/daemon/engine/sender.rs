@@ -64,6 +64,9 @@ pub(super) struct Sender {
     in_flight: bool,
     /// When the first append of the frame was seen, in ns.
     since: u64,
+    /// When the last full batch left, in ns, as long as batches are full: the next is looked for when its time
+    /// has come. A kick for each would take the CPU from a producer that shares it, again and again.
+    streaming: Option<u64>,
     flush: u64,
     end: End,
     times: AckTimes,
@@ -90,6 +93,7 @@ impl Sender {
             flight: OutFrame::new(),
             in_flight: false,
             since: 0,
+            streaming: None,
             flush: 0,
             end: End::No,
             times: AckTimes::default(),
@@ -148,6 +152,7 @@ impl Sender {
         self.received = self.received.max(position);
         self.frame.clear();
         self.full = false;
+        self.streaming = None;
         self.in_flight = false;
         if self.end == End::Sent {
             self.end = End::Due;
@@ -194,7 +199,7 @@ impl Sender {
             return Ok(());
         }
         if self.frame.count() == 0 {
-            self.since = now;
+            self.since = self.streaming.unwrap_or(now);
         }
         while self.gathered < available {
             let desc = self.queue.desc(self.gathered)?;
@@ -219,9 +224,14 @@ impl Sender {
         Ok(())
     }
 
-    /// When the gathered batch is to be sent at the latest, in ns; `None` where nothing is gathered.
+    /// When the gathered batch is to be sent, or a batch to be looked for, at the latest, in ns; `None`
+    /// where nothing is gathered and nothing expected.
     pub(super) fn deadline(&self, tuning: &Tuning) -> Option<u64> {
-        (self.frame.count() > 0).then(|| self.since + u64::from(tuning.batch_us) * 1000)
+        let since = match self.frame.count() {
+            0 => self.streaming?,
+            _ => self.since,
+        };
+        Some(since + u64::from(tuning.batch_us) * 1000)
     }
 
     fn is_due(&self, tuning: &Tuning, now: u64, hurry: bool) -> bool {
@@ -270,6 +280,8 @@ impl Sender {
         self.frame.clear();
         self.full = false;
         self.in_flight = true;
+        let is_full = self.flight.len() >= tuning.batch_bytes as usize;
+        self.streaming = is_full.then_some(now);
         stats.frame_out(self.flight.count(), self.flight.len());
         let flush_ns = self
             .memory
@@ -374,7 +386,12 @@ impl Sender {
     ///
     /// # Errors
     /// [`Error::Broken`] where the VMM broke the rules of the ring.
-    pub(super) fn fall_asleep(&mut self, tuning: &Tuning, connected: bool) -> Result<bool, Error> {
+    pub(super) fn fall_asleep(
+        &mut self,
+        tuning: &Tuning,
+        now: u64,
+        connected: bool,
+    ) -> Result<bool, Error> {
         if !connected || self.in_flight || self.full {
             // Nothing could be sent: the completion or the connection wakes us.
             self.queue.ask_no_kick();
@@ -384,20 +401,28 @@ impl Sender {
         if flush != self.flush && flush > self.seq(self.sent) {
             return Ok(true);
         }
+        let is_over = self.deadline(tuning).is_some_and(|at| now >= at);
+        if self.frame.count() == 0 && is_over {
+            self.streaming = None;
+        }
         let ahead = self.kick_after(tuning);
         self.queue.ask_kick(self.gathered + ahead)
     }
 
     /// How many more appends may come before the daemon wants to know: none while it has no batch
-    /// whose time runs, else about as many as fill the batch.
+    /// whose time runs, else about as many as fill the batch; half of what the ring takes where batches
+    /// come one after the other.
     fn kick_after(&self, tuning: &Tuning) -> u64 {
         let count = self.frame.count() as usize;
+        let room = self.queue.used() + u64::from(self.queue.size()) - self.gathered;
+        if self.streaming.is_some() {
+            return room / 2;
+        }
         if count == 0 {
             return 0;
         }
         let target = (tuning.batch_bytes as usize).min(FRAME_BYTES);
         let mean = (self.frame.len() / count).max(1);
-        let room = self.queue.used() + u64::from(self.queue.size()) - self.gathered;
         let more = target.saturating_sub(self.frame.len()) / mean;
         (more as u64).min(room / 2)
     }
