@@ -15,6 +15,9 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| "info".into()),
         )
         .with_writer(std::io::stderr)
+        // It would tell them on standard error, and panic where that is what is gone: whoever reads the
+        // messages may die with the VMM, whose log is still to be delivered.
+        .log_internal_errors(false)
         .init();
     match run::run(&options) {
         Ok(()) => ExitCode::SUCCESS,

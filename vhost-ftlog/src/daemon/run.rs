@@ -225,9 +225,13 @@ fn start_engine(
         };
         let _ = set_up.send(Ok(()));
         life::schedule(priority);
-        let result = Engine::new(ring, config, inbox, doorbell, reports)
-            .and_then(|mut engine| engine.run())
-            .map_err(|error| error.to_string());
+        let run = || {
+            Engine::new(ring, config, inbox, doorbell, reports).and_then(|mut engine| engine.run())
+        };
+        // A daemon without its data thread is of no use: it ends too, and is started again.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+            .map_err(|_| "it panicked".to_owned())
+            .and_then(|ran| ran.map_err(|error| error.to_string()));
         let _ = ended.send(Wake::DataThreadEnded(result));
     })?;
     is_set_up.recv().map_err(|_| RunError::DataThread)??;
