@@ -16,16 +16,25 @@ pub(crate) struct Key {
 }
 
 impl Checker {
-    /// A packet leaves the VM. Duplicates are allowed, gaps too (a network loses packets); another packet
-    /// in the same place is not, nor an earlier one after a later one from the same process.
-    pub(crate) fn packet(&mut self, now: u64, host: usize, inc: u32, packet: &Packet) {
+    /// It is decided that a packet leaves the VM: only the machine that is on may do that.
+    pub(crate) fn decides(&mut self, now: u64, host: usize, packet: &Packet) {
         let current = self.life;
         if packet.life != current {
             let what = format_args!(
                 "host{host} sends a packet of life {} while life {current} is on",
                 packet.life
             );
-            return self.violated("two machines", now, what);
+            self.violated("two machines", now, what);
+        }
+    }
+
+    /// A packet leaves the VM. Duplicates are allowed, gaps too (a network loses packets); another packet
+    /// in the same place is not, nor an earlier one after a later one from the same process. What a machine
+    /// before this one had decided to send may still come: its process stood between decision and deed, as
+    /// a network could have held the packet for as long.
+    pub(crate) fn packet(&mut self, now: u64, host: usize, inc: u32, packet: &Packet) {
+        if packet.life < self.life {
+            return;
         }
         let last = self.released.iter_mut().find(|(other, _)| *other == inc);
         match last {

@@ -501,6 +501,9 @@ impl Sim {
                         self.plan.options.stall
                     };
                     let mode = vmm.gate.mode();
+                    if let Effect::Net(packet) = &waiting.effect {
+                        self.check.decides(now, host, packet);
+                    }
                     let own = |session| waiting.session == Some(session) && !waiting.free;
                     match mode {
                         // From before this session: the standby has had it since before it was named.
