@@ -278,6 +278,8 @@ pub fn start_log(options: &LogOptions) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Where nobody reads standard error any more, telling that would panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match options.log_format {
         LogFormat::Text => builder.init(),
