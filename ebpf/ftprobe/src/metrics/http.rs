@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ enum Listener {
 pub struct Server {
     stop: Arc<AtomicBool>,
     local: Endpoint,
+    /// The listening socket once more, to wake the thread by.
+    listening: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,6 +88,11 @@ impl Server {
                 (Listener::Tcp(listener), local)
             }
         };
+        let listening = match &listener {
+            Listener::Unix(listener, _) => listener.as_fd(),
+            Listener::Tcp(listener) => listener.as_fd(),
+        };
+        let listening = listening.try_clone_to_owned()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
@@ -93,6 +101,7 @@ impl Server {
         Ok(Self {
             stop,
             local,
+            listening,
             thread: Some(thread),
         })
     }
@@ -106,10 +115,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // A connection wakes the thread.
-        match &self.local {
-            Endpoint::Unix(path) => drop(UnixStream::connect(path)),
-            Endpoint::Loopback(address) => drop(TcpStream::connect(address)),
+        // Ends the wait for clients. A connection would not do: the socket's directory may be gone.
+        let woken = rustix::net::shutdown(&self.listening, rustix::net::Shutdown::Both);
+        if let Err(error) = woken {
+            tracing::error!(%error, "the thread that serves metrics goes on");
+            return;
         }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -201,6 +211,8 @@ fn answer(mut stream: impl Read + Write, text: &dyn Fn() -> String) -> io::Resul
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     fn ask(stream: &mut (impl Read + Write), request: &str) -> String {
@@ -224,6 +236,15 @@ mod tests {
         ] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_server_ends_although_the_directory_of_its_socket_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let endpoint = Endpoint::Unix(directory.path().join("metrics"));
+        let server = Server::start(&endpoint, String::new).unwrap();
+        drop(directory);
+        drop(server);
     }
 
     #[test]
