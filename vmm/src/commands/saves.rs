@@ -5,19 +5,21 @@
 //! from a seed; the report says at how many of them the guest waited for I/O.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU64;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use devices::Effect;
-use format::{EntryReader, Event, ExitNumber};
+use devices::{Board, Effect};
+use format::{EntryReader, ExitNumber};
 use hypervisor::kvm::{KvmVcpu, KvmVm};
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use replay::{RecordingReader, ReplayError, Replayer};
 use serde::Serialize;
 
 use super::Outcome;
 use crate::cli::ReplayOptions;
-use crate::vm::{self, SnapshotMeta};
+use crate::vm::{self, Host, SnapshotMeta};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -43,7 +45,7 @@ pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
     let reader = RecordingReader::open(&options.recording)?;
     let machine = vm::load_state(&reader.state_path(), &host)?.0;
     let first = machine.exit();
-    let mut points = choose(first, &exits(&reader)?, count, options.seed);
+    let mut points = choose(first, &exits(&reader, &host)?, count, options.seed);
     let mut replayer = Replayer::new(machine);
     let dir = std::env::temp_dir().join(format!("pollux-saves-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
@@ -77,54 +79,51 @@ pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
 }
 
 /// Exits of which the log tells.
-#[derive(Default)]
 struct Exits {
     last: u64,
-    /// Those before the completion of a disk request.
+    /// Those with entries at which the guest waited for its disk.
     waiting: Vec<u64>,
 }
 
-fn exits(reader: &RecordingReader) -> Result<Exits, Error> {
-    let mut exits = Exits::default();
+/// Replays it once: only the board knows whether a request is outstanding.
+fn exits(reader: &RecordingReader, host: &Host) -> Result<Exits, Error> {
+    let machine = vm::load_state(&reader.state_path(), host)?.0;
+    let mut exits = Exits {
+        last: machine.exit().0,
+        waiting: Vec::new(),
+    };
+    let mut replayer = Replayer::new(machine);
     reader.for_each_body::<Error>(|_, body| {
         for entry in EntryReader::new(body) {
             let entry = entry.map_err(ReplayError::from)?;
-            exits.last = entry.exit.0;
-            if matches!(entry.event, Event::DiskDone { .. }) {
-                exits.waiting.push(entry.exit.0 - 1);
+            // All entries of the exit before are applied.
+            if entry.exit.0 > exits.last && waits_for_disk(replayer.machine().board()) {
+                exits.waiting.push(exits.last);
             }
+            exits.last = entry.exit.0;
+            replayer.entry(&entry, &|| false)?;
         }
         Ok(())
     })?;
-    exits.waiting.dedup();
     Ok(exits)
+}
+
+fn waits_for_disk(board: &Board) -> bool {
+    let is_disk = |effect: &Effect| !matches!(effect, Effect::EntropyWanted { .. });
+    board.outstanding().iter().any(is_disk)
 }
 
 /// Random exits; a quarter of them, as far as there are such, at which the guest waits for its disk.
 fn choose(first: ExitNumber, exits: &Exits, count: u32, seed: u64) -> BTreeSet<u64> {
     let room = exits.last.saturating_sub(first.0);
-    // SplitMix64: only the spread has to be even.
-    let mut state = seed;
-    let mut random = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let wanted = u64::from(count).min(room);
     let mut points = BTreeSet::new();
     for _ in 0..wanted.div_ceil(4) {
-        let Some(among) = NonZeroU64::new(exits.waiting.len() as u64) else {
-            break;
-        };
-        let exit = exits.waiting[(random() % among) as usize];
-        if exit >= first.0 {
-            points.insert(exit);
-        }
+        points.extend(exits.waiting.choose(&mut random));
     }
     while (points.len() as u64) < wanted {
-        points.insert(first.0 + random() % room);
+        points.insert(first.0 + random.random_range(0..room));
     }
     points
 }
@@ -137,8 +136,7 @@ fn one(
     report: &mut Report,
 ) -> Result<(), Error> {
     let machine = replayer.machine();
-    let is_disk = |effect: &Effect| !matches!(effect, Effect::EntropyWanted { .. });
-    let disk = machine.board().outstanding().iter().any(is_disk);
+    let disk = waits_for_disk(machine.board());
     let halted = machine.is_halted();
     if machine.wants_time() {
         report.skipped += 1;

@@ -38,4 +38,10 @@ fn saved_at_random_exits_the_rest_replays_identically() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     eprintln!("{name}: {report}");
     assert_eq!(report["saves"].to_string(), saves, "{report}");
+    assert!(
+        report["with_disk_outstanding"]
+            .as_u64()
+            .is_some_and(|n| n > 0),
+        "{report}"
+    );
 }
