@@ -41,6 +41,10 @@ pub struct Report {
     pub failures: Vec<Failure>,
 }
 
+/// What a campaign tells while it runs, one thread at a time: how many seeds are done, and those of
+/// the last batch that failed.
+pub type Progress<'a> = dyn Fn(u64, &[Failure]) + Sync + 'a;
+
 /// What a campaign runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Campaign {
@@ -91,9 +95,9 @@ pub fn plant(canary: Option<Canary>) -> bool {
 }
 
 impl Campaign {
-    /// Runs it. `progress` is told how many seeds are done, now and then.
+    /// Runs it.
     #[must_use]
-    pub fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> Report {
+    pub fn run(&self, progress: &Progress<'_>) -> Report {
         let next = AtomicU64::new(self.from);
         let stop = AtomicBool::new(false);
         let report = Mutex::new(Report::default());
@@ -118,7 +122,7 @@ impl Campaign {
         next: &AtomicU64,
         stop: &AtomicBool,
         report: &Mutex<Report>,
-        progress: &(dyn Fn(u64) + Sync),
+        progress: &Progress<'_>,
     ) {
         let end = self.from + self.seeds;
         loop {
@@ -134,11 +138,11 @@ impl Campaign {
                 }
             }
             let mut all = report.lock().unwrap_or_else(PoisonError::into_inner);
+            progress(all.seeds + part.seeds, &part.failures);
             all.merge(part);
             if all.failures.len() >= self.max_failures {
                 stop.store(true, Ordering::Relaxed);
             }
-            progress(all.seeds);
         }
     }
 }

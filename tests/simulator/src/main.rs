@@ -133,19 +133,19 @@ fn campaign(args: &Args, canary: Option<Canary>, max_failures: usize) -> Campaig
 fn many(args: &Args, canary: Option<Canary>) -> ExitCode {
     let began = Instant::now();
     let told = std::sync::atomic::AtomicU64::new(0);
-    let report = campaign(args, canary, args.max_failures).run(&|seeds| {
+    let report = campaign(args, canary, args.max_failures).run(&|seeds, failures| {
+        for failure in failures {
+            eprintln!(
+                "seed {} {}: {}\n  {}",
+                failure.seed, failure.kind, failure.what, failure.rerun
+            );
+        }
         let step = seeds / 20_000;
         if told.swap(step, std::sync::atomic::Ordering::Relaxed) < step {
             eprintln!("{seeds} seeds in {:.0} s", began.elapsed().as_secs_f64());
         }
     });
     let seconds = began.elapsed().as_secs_f64();
-    for failure in &report.failures {
-        eprintln!(
-            "seed {} {}: {}\n  {}",
-            failure.seed, failure.kind, failure.what, failure.rerun
-        );
-    }
     let rate = report.seeds as f64 / seconds;
     if args.json {
         let json = json!({
@@ -180,7 +180,7 @@ fn all_canaries(args: &Args) -> ExitCode {
     let mut missed = 0;
     let mut found = Vec::new();
     for canary in Canary::ALL {
-        let report = campaign(args, Some(canary), 1).run(&|_| {});
+        let report = campaign(args, Some(canary), 1).run(&|_, _| {});
         let first = report.failures.first();
         missed += u64::from(first.is_none());
         let (seeds, kind) = match first {

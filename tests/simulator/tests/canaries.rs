@@ -21,7 +21,7 @@ fn every_planted_bug_is_found() {
             max_failures: 1,
             canary: Some(canary),
         };
-        let report = campaign.run(&|_| {});
+        let report = campaign.run(&|_, _| {});
         match report.failures.first() {
             Some(first) => println!(
                 "{:<26} {:>6} seeds  {}",

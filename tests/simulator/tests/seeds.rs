@@ -15,7 +15,7 @@ fn campaign(from: u64, seeds: u64) -> Report {
         max_failures: 5,
         canary: None,
     };
-    campaign.run(&|_| {})
+    campaign.run(&|_, _| {})
 }
 
 fn assert_none(report: &Report) {

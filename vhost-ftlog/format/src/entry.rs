@@ -77,8 +77,8 @@ pub enum ControlOp {
     Reset = 2,
     /// The primary hands its role over here.
     SwitchOver = 3,
-    /// Protection ends here on purpose.
-    Unprotect = 4,
+    /// The limits that operators set are these from here on; the guest sees nothing of it.
+    Limits = 4,
     /// A mark for people; changes nothing.
     Mark = 5,
 }
@@ -275,7 +275,7 @@ impl<'a> Event<'a> {
                     [1] => ControlOp::PowerOff,
                     [2] => ControlOp::Reset,
                     [3] => ControlOp::SwitchOver,
-                    [4] => ControlOp::Unprotect,
+                    [4] => ControlOp::Limits,
                     [5] => ControlOp::Mark,
                     _ => return Err(Error::Field("control operation")),
                 },

@@ -153,11 +153,8 @@ impl Run<'_> {
             self.write_to_disk(&entry)?;
             self.entries += 1;
             let replayed = self.replayer.entry(&entry, &|| false)?;
-            if replayed == Replayed::Control(ControlOp::Mark) {
-                let Event::Control(_, bytes) = entry.event else {
-                    continue;
-                };
-                self.compare_end(&postcard::from_bytes(bytes)?)?;
+            if let Replayed::Control(ControlOp::Mark, bytes) = replayed {
+                self.compare_end(&postcard::from_bytes(&bytes)?)?;
             }
             if self.options.disturb && self.entries.is_multiple_of(53) {
                 self.replayer.machine().memory().drop_mappings()?;

@@ -488,6 +488,22 @@ impl Session {
         self.limits
     }
 
+    /// The primary's limits are those of its backup, too: a failover changes none.
+    pub(super) fn take_limits(&mut self, data: &[u8]) {
+        let taken = serde_json::from_slice(data)
+            .map_err(|error| error.to_string())
+            .and_then(|change| {
+                let changed = self.change_limits(&change);
+                changed.map_err(|refused| refused.to_string())
+            });
+        if let Err(why) = taken {
+            self.warn(
+                "limits",
+                &format!("those of the primary are not taken: {why}"),
+            );
+        }
+    }
+
     fn change_limits(&mut self, change: &LimitsChange) -> Result<Limits, Refused> {
         let limits = change.apply(&self.limits)?;
         self.channel

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpStream;
 
-use format::{Epoch, ExitNumber, Seq, SessionId};
+use format::{ControlOp, Epoch, ExitNumber, Seq, SessionId};
 use ft::{DivergenceReport, Event, HostId};
 use vhost_ftlog::config_space::{Reach, Role, SessionParams};
 use vhost_ftlog::frontend::LogConsumer;
@@ -146,6 +146,12 @@ impl Session {
                     text,
                 };
                 self.tell(Event::Diverged { session, report })
+            }
+            FromBackup::Control(op, data) => {
+                if op == ControlOp::Limits {
+                    self.take_limits(&data);
+                }
+                Ok(())
             }
             FromBackup::Closed(end) => {
                 self.mark("log fixed");

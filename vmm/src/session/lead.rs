@@ -129,6 +129,7 @@ impl Leader {
 
     pub(super) fn resume(&self) {
         self.command(Command::Unquiesce);
+        self.log_limits();
     }
 
     /// The position behind the newest append.
@@ -235,14 +236,22 @@ impl Leader {
         };
     }
 
-    /// Other limits, from now on and for VMs to come.
+    /// Other limits, from now on, for VMs to come, and for a backup.
     pub(super) fn set_limits(&mut self, limits: &Limits) {
         self.limits = *limits;
+        self.log_limits();
         self.command(Command::SetLag(limits.lag()));
         if let Some(vm) = &self.vm {
             let (count, bytes) = limits.gate();
             vm.io().set_limits(count, bytes);
         }
+    }
+
+    /// Writes the limits into the log, so that the host that takes over has them. Where there is no log
+    /// this does nothing.
+    fn log_limits(&self) {
+        let limits = serde_json::to_vec(&self.limits).expect("numbers become JSON");
+        self.inject(ControlOp::Limits, limits);
     }
 
     /// Bytes of the session's log.
@@ -461,6 +470,7 @@ impl Session {
             stop_ms: begun.stop_ns as f64 / 1e6,
             total_ms: 0.0,
         });
+        self.leader.log_limits();
         self.tell(Event::TransferStarted { session, start })
     }
 

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::Effect;
-use format::{EntryReader, Seq};
+use format::{ControlOp, EntryReader, Seq};
 use ft::SectorRange;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use hypervisor::{GuestRam, Kicker, Vcpu};
@@ -53,6 +53,8 @@ pub enum FromBackup {
     Diverged(u64, u64, u64, String),
     /// The log's end: nothing beyond this position will come any more.
     Closed(Seq),
+    /// The log has an operator's act here, with its data.
+    Control(ControlOp, Vec<u8>),
     /// As `Drain` asked: the guest's outstanding writes, and whether it is off.
     Drained(Vec<SectorRange>, bool),
 }
@@ -346,7 +348,7 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
             if stop() {
                 return Err(Failure::Stopped);
             }
-            let moved = following.frame(&stop)?;
+            let moved = following.frame(&stop, self.tell)?;
             let machine = following.replayer.machine();
             self.position.set(machine.exit().0, machine.board().now().0);
             let tell_in = following.tell_in();
@@ -409,16 +411,21 @@ struct Following {
 }
 
 impl Following {
-    /// Replays the next frame; false where none is there.
-    fn frame(&mut self, stop: &dyn Fn() -> bool) -> Result<bool, Failure> {
+    /// Replays the next frame and tells what operators did; false where none is there.
+    fn frame(
+        &mut self,
+        stop: &dyn Fn() -> bool,
+        tell: &impl Fn(FromBackup),
+    ) -> Result<bool, Failure> {
         let Some(delivered) = self.log.next_frame()? else {
             return Ok(false);
         };
         let next = delivered.header.next();
         for entry in EntryReader::new(delivered.body) {
             let entry = entry?;
-            if let Replayed::Control(op) = self.replayer.entry(&entry, stop)? {
+            if let Replayed::Control(op, data) = self.replayer.entry(&entry, stop)? {
                 tracing::info!(?op, exit = %entry.exit, "control entry");
+                tell(FromBackup::Control(op, data));
             }
             for effect in self.replayer.take_recent() {
                 self.recent.push(next, effect);

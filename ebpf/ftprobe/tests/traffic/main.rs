@@ -1,9 +1,11 @@
 //! The probes of the logging channel against connections that carry real frames and records.
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
+#![allow(unsafe_code)] // TCP_INFO
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -116,6 +118,46 @@ fn pass(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
     assert_eq!(got, bytes, "the probes change nothing");
 }
 
+/// What TCP has put on the wire, as the kernel counts it: what it had to send again is in it, for a
+/// busy machine's tail-loss probes go out although nothing was lost.
+struct Sent {
+    bytes: u64,
+    segments: u64,
+    again: u64,
+}
+
+impl Sent {
+    fn of(stream: &TcpStream) -> Self {
+        // SAFETY: all zeros is a value of this plain structure of numbers.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&info).try_into().unwrap();
+        // SAFETY: `info` is writable and `len` bytes large, and the descriptor is open.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        Self {
+            bytes: info.tcpi_bytes_sent,
+            segments: info.tcpi_data_segs_out.into(),
+            again: info.tcpi_total_retrans.into(),
+        }
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            bytes: self.bytes - before.bytes,
+            segments: self.segments - before.segments,
+            again: self.again - before.again,
+        }
+    }
+}
+
 fn frames_and_acknowledgements_are_seen(to_v6: bool) {
     let world = World::new();
     let _probes = [
@@ -131,6 +173,7 @@ fn frames_and_acknowledgements_are_seen(to_v6: bool) {
     // What passes before the first frame is nobody's.
     pass(&mut primary, &mut backup, b"handshake");
     assert_eq!(world.flow("a"), None);
+    let (frames_before, acks_before) = (Sent::of(&primary), Sent::of(&backup));
 
     const ROUNDS: u64 = 50;
     const BODY: usize = 1_000;
@@ -144,13 +187,19 @@ fn frames_and_acknowledgements_are_seen(to_v6: bool) {
     }
     let a = world.received("a", 10 * ROUNDS);
     let b = world.received("b", 10 * ROUNDS);
-    let bytes = ROUNDS * (64 + BODY as u64 + 4);
-    assert_eq!((a.bytes_out, a.bytes_in), (bytes, 32 * ROUNDS));
-    assert_eq!((b.bytes_in, b.bytes_out), (bytes, 32 * ROUNDS));
-    assert_eq!((a.packets_out, b.packets_in), (ROUNDS, ROUNDS));
+    let frames = Sent::of(&primary).since(&frames_before);
+    let acks = Sent::of(&backup).since(&acks_before);
+    assert!(frames.bytes >= ROUNDS * (64 + BODY as u64 + 4));
+    assert!(acks.bytes >= 32 * ROUNDS);
+    assert_eq!((a.bytes_out, a.bytes_in), (frames.bytes, acks.bytes));
+    assert_eq!((b.bytes_in, b.bytes_out), (frames.bytes, acks.bytes));
+    assert_eq!(
+        (a.packets_out, b.packets_in),
+        (frames.segments, frames.segments)
+    );
     assert_eq!(a.remote, SocketAddr::new(to, LOG_PORT));
     assert_eq!((a.local, a.remote), (b.remote, b.local));
-    for side in [&a, &b] {
+    for (side, sent) in [(&a, &frames), (&b, &acks)] {
         assert_eq!(
             side.session,
             u64::from_le_bytes(SESSION.0[..8].try_into().unwrap())
@@ -164,7 +213,7 @@ fn frames_and_acknowledgements_are_seen(to_v6: bool) {
             "{side:?}"
         );
         assert!(side.rtt_us > 0, "TCP's round trip is known: {side:?}");
-        assert_eq!(side.retransmits, 0);
+        assert!(side.retransmits <= sent.again, "{side:?}");
     }
     assert!(
         a.ack_p50_ns >= b.ack_p50_ns,
@@ -203,7 +252,9 @@ fn records_are_found_wherever_segments_cut_them() {
     for (from, to, received) in [(0, 20, 1), (20, 90, 3), (90, 96, 3), (96, 128, 5)] {
         pass(&mut backup, &mut primary, &records[from..to]);
         let flow = world.flow("a").unwrap();
-        assert_eq!((flow.received, flow.bytes_in), (received, 32 + to as u64));
+        let passed = Sent::of(&backup).bytes;
+        assert!(passed >= 32 + to as u64);
+        assert_eq!((flow.received, flow.bytes_in), (received, passed));
     }
 }
 
@@ -217,6 +268,7 @@ fn large_segments_count_as_the_packets_they_become() {
     let (mut primary, mut backup) = world.connect(world.link.b.v4.into());
     pass(&mut primary, &mut backup, &frame(0, 1, 10));
     let before = wait_for("the flow", || world.flow("a")).unwrap();
+    let sent_before = Sent::of(&primary);
     const LARGE: usize = 1 << 20;
     let reader = std::thread::spawn(move || {
         let mut got = vec![0; LARGE];
@@ -226,10 +278,12 @@ fn large_segments_count_as_the_packets_they_become() {
     primary.write_all(&frame(1, 1, LARGE - 68)).unwrap();
     let _backup = reader.join().unwrap();
     let after = world.flow("a").unwrap();
-    assert_eq!(after.bytes_out - before.bytes_out, LARGE as u64);
+    let sent = Sent::of(&primary).since(&sent_before);
+    assert!(sent.bytes >= LARGE as u64);
+    assert_eq!(after.bytes_out - before.bytes_out, sent.bytes);
     let packets = after.packets_out - before.packets_out;
     // 1,448 bytes fit into a packet with an MTU of 1,500 and time stamps.
-    let least = (LARGE as u64).div_ceil(1_448);
+    let least = sent.bytes.div_ceil(1_448);
     assert!(
         (least..least + least / 10).contains(&packets),
         "{packets}, at least {least}"

@@ -12,6 +12,7 @@ use std::time::Duration;
 use arbiter::{Arbiter, EtcdArbiter, EtcdConfig};
 use conformance::{claim, record};
 use ft::{ArbiterReply, ArbiterRequest, CallId};
+use harness::privileges;
 
 /// A server of its own for one test; stopped with it.
 struct Server {
@@ -33,19 +34,15 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Starts etcd and waits until it serves. `None` where it is not installed.
-fn server() -> Option<Server> {
+/// Starts etcd for `test` and waits until it serves. `None` where it is not installed.
+fn server(test: &str) -> Option<Server> {
     let installed = Command::new("etcd")
         .arg("--version")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
     if installed.is_err() {
-        assert!(
-            std::env::var_os("POLLUX_REQUIRE_ETCD").is_none(),
-            "etcd is not installed: scripts/setup installs it"
-        );
-        eprintln!("skipped 1 test: etcd is not installed (scripts/setup installs it)");
+        privileges::skip(test, "etcd, which scripts/setup installs");
         return None;
     }
     // Another process may take a free port first: then etcd ends, and others are tried.
@@ -94,21 +91,27 @@ fn config(server: &Server) -> EtcdConfig {
 
 #[test]
 fn etcd_has_one_winner_for_each_epoch() {
-    let Some(server) = server() else { return };
+    let Some(server) = server("etcd_has_one_winner_for_each_epoch") else {
+        return;
+    };
     let mut arbiter = EtcdArbiter::new(config(&server)).unwrap();
     conformance::one_winner_for_each_epoch(&mut arbiter);
 }
 
 #[test]
 fn exactly_one_of_many_wins_in_etcd() {
-    let Some(server) = server() else { return };
+    let Some(server) = server("exactly_one_of_many_wins_in_etcd") else {
+        return;
+    };
     let config = config(&server);
     conformance::exactly_one_of_many_wins(move |_| EtcdArbiter::new(config.clone()).unwrap());
 }
 
 #[test]
 fn two_vms_with_prefixes_of_their_own_do_not_see_one_another() {
-    let Some(server) = server() else { return };
+    let Some(server) = server("two_vms_with_prefixes_of_their_own_do_not_see_one_another") else {
+        return;
+    };
     let mut arbiter = EtcdArbiter::new(config(&server)).unwrap();
     let won = arbiter.answer(CallId(1), claim(None, &record(1, 1)));
     assert_eq!(won, ArbiterReply::Won);
@@ -123,7 +126,11 @@ fn two_vms_with_prefixes_of_their_own_do_not_see_one_another() {
 
 #[test]
 fn etcd_that_is_gone_is_unreachable_and_its_records_are_there_when_it_is_back() {
-    let Some(mut server) = server() else { return };
+    let Some(mut server) =
+        server("etcd_that_is_gone_is_unreachable_and_its_records_are_there_when_it_is_back")
+    else {
+        return;
+    };
     let mut arbiter = EtcdArbiter::new(config(&server)).unwrap();
     let first = record(1, 1);
     let won = arbiter.answer(CallId(1), claim(None, &first));

@@ -37,14 +37,14 @@ pub enum ReplayError {
 }
 
 /// What applying an entry came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Replayed {
     /// Applied.
     Applied,
     /// A part of a large entry, staged.
     Staged,
-    /// A control entry: the caller acts on it.
-    Control(ControlOp),
+    /// A control entry with its data: the caller acts on it.
+    Control(ControlOp, Vec<u8>),
 }
 
 /// A machine that follows a log.
@@ -162,11 +162,11 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
             Event::Output { bytes, crc, digest } => self.output(OutputSum { bytes, crc }, digest),
             Event::Reached { digest } => self.compare_digest(digest),
             Event::Delta(bytes) => self.delta(bytes),
-            Event::Control(op, _) => {
+            Event::Control(op, data) => {
                 if matches!(op, ControlOp::PowerOff | ControlOp::Reset) {
                     self.machine.end();
                 }
-                return Ok(Replayed::Control(op));
+                return Ok(Replayed::Control(op, data.to_vec()));
             }
             Event::Part(..) => Err(format::Error::Part("a part within a part").into()),
         }

@@ -7,8 +7,13 @@
 //!
 //! Always true: what it does is a function of its state and of the events that [`Guest::apply`] is given.
 
+#[cfg(test)]
+mod tests;
+mod words;
+
 use format::{ControlOp, Event};
 
+pub use self::words::{Effect, Io, Packet, Request, Sector, encode_effects};
 use crate::rng::{mix, mix2};
 
 /// Keys of the store, and sectors of the disk.
@@ -27,67 +32,6 @@ const MAX_IO: usize = 4;
 const TOGGLE: usize = PAGES - 2;
 /// The page that data to be written is taken from, and which is scribbled over afterwards.
 const BUFFER: usize = PAGES - 1;
-
-/// What a sector holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sector {
-    /// Grows with every write of the key, over all lives of the VM.
-    pub version: u64,
-    /// The value.
-    pub value: u64,
-}
-
-/// What a client asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// Who asks.
-    pub client: u8,
-    /// Its number: one more for each request of the client.
-    pub number: u32,
-    /// The key.
-    pub key: u8,
-    /// The value to write; none to read.
-    pub put: Option<u64>,
-}
-
-/// What the guest sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Packet {
-    /// The life of the VM: a cold start begins another one.
-    pub life: u64,
-    /// Its place among the packets of this life.
-    pub index: u64,
-    /// The client's request that it answers.
-    pub answers: Option<(u8, u32)>,
-    /// What the key holds.
-    pub sector: Sector,
-    /// Mixed from everything that the guest has been through.
-    pub digest: u64,
-}
-
-/// A disk request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Io {
-    /// Names it.
-    pub id: u64,
-    /// The sector.
-    pub key: u8,
-    /// The data to write, captured when it was submitted; none to read.
-    pub write: Option<Sector>,
-    /// Whom to answer when it is done.
-    answers: Option<(u8, u32)>,
-    /// The buffer in memory that the data was taken from.
-    slot: u8,
-}
-
-/// What leaves the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    /// A packet.
-    Net(Packet),
-    /// A disk request.
-    Disk(Io),
-}
 
 /// The machine. All of it is its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -472,164 +416,4 @@ fn bytes_digest(bytes: &[u8]) -> u64 {
         hash = mix2(hash, u64::from_le_bytes(word));
     }
     hash
-}
-
-impl Sector {
-    /// The bytes of a read.
-    #[must_use]
-    pub fn encode(self) -> [u8; 16] {
-        let mut out = [0; 16];
-        out[..8].copy_from_slice(&self.version.to_le_bytes());
-        out[8..].copy_from_slice(&self.value.to_le_bytes());
-        out
-    }
-
-    fn decode(bytes: &[u8]) -> Self {
-        let word = |at: usize| {
-            let word = bytes
-                .get(at..at + 8)
-                .and_then(|bytes| bytes.first_chunk::<8>());
-            word.map_or(0, |word| u64::from_le_bytes(*word))
-        };
-        Self {
-            version: word(0),
-            value: word(8),
-        }
-    }
-}
-
-impl Request {
-    /// The bytes of its packet.
-    #[must_use]
-    pub fn encode(&self) -> [u8; 15] {
-        let mut out = [0; 15];
-        out[0] = self.client;
-        out[1] = self.key;
-        out[2] = u8::from(self.put.is_some());
-        out[3..7].copy_from_slice(&self.number.to_le_bytes());
-        out[7..].copy_from_slice(&self.put.unwrap_or(0).to_le_bytes());
-        out
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; 15] = bytes.try_into().ok()?;
-        let number = u32::from_le_bytes(*bytes[3..].first_chunk()?);
-        let value = u64::from_le_bytes(*bytes[7..].first_chunk()?);
-        Some(Self {
-            client: bytes[0],
-            key: bytes[1],
-            number,
-            put: (bytes[2] == 1).then_some(value),
-        })
-    }
-}
-
-/// Appends the bytes of what left at one exit: what its `Output` entry counts and sums.
-pub fn encode_effects(effects: &[Effect], out: &mut Vec<u8>) {
-    for effect in effects {
-        match effect {
-            Effect::Net(packet) => {
-                let (client, number) = packet.answers.unwrap_or((255, 0));
-                out.push(client);
-                out.extend_from_slice(&number.to_le_bytes());
-                out.extend_from_slice(&packet.index.to_le_bytes());
-                out.extend_from_slice(&packet.sector.encode());
-                out.extend_from_slice(&packet.digest.to_le_bytes());
-            }
-            Effect::Disk(io) => {
-                out.push(io.key);
-                out.extend_from_slice(&io.id.to_le_bytes());
-                out.extend_from_slice(&io.write.unwrap_or_default().encode());
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(inputs: &[(u64, u64)]) -> u64 {
-        let mut guest = Guest::new(1);
-        let mut out = Vec::new();
-        for exit in 0..50 {
-            guest.run_to_exit(&mut out);
-            for (_, ns) in inputs.iter().filter(|(at, _)| *at == exit) {
-                assert!(guest.apply(&Event::ConsoleRx(&ns.to_le_bytes())));
-            }
-        }
-        guest.hash()
-    }
-
-    #[test]
-    fn the_same_inputs_give_the_same_machine_and_any_other_do_not() {
-        let same = run(&[(3, 1), (3, 2), (9, 3)]);
-        assert_eq!(same, run(&[(3, 1), (3, 2), (9, 3)]));
-        for other in [
-            vec![(3, 2), (3, 1), (9, 3)],
-            vec![(3, 1), (3, 2), (10, 3)],
-            vec![(3, 1), (9, 3)],
-            vec![(3, 1), (3, 2), (9, 4)],
-        ] {
-            assert_ne!(same, run(&other), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn a_point_that_is_saved_is_the_point_that_is_loaded() {
-        let mut guest = Guest::new(1);
-        guest.run_to_exit(&mut Vec::new());
-        let mut other = guest.clone();
-        guest.run_part(2);
-        let mut bytes = Vec::new();
-        guest.save_point(0xff, &mut bytes);
-        assert!(other.load_point(&bytes));
-        assert_eq!(guest, other);
-        assert!(!other.load_point(&bytes[..bytes.len() - 1]));
-    }
-
-    #[test]
-    fn a_write_is_answered_when_it_is_done_and_the_buffer_is_used_again_before() {
-        let mut guest = Guest::new(1);
-        let mut out = Vec::new();
-        for _ in 0..20 {
-            guest.run_to_exit(&mut out);
-            for io in guest.io.clone() {
-                let done = Event::DiskDone {
-                    request: io.id,
-                    status: format::DiskStatus::Ok,
-                    data: &[0; 16],
-                };
-                assert!(guest.apply(&done));
-            }
-        }
-        let request = Request {
-            client: 1,
-            number: 1,
-            key: 2,
-            put: Some(7),
-        };
-        assert!(guest.apply(&Event::NetRx(&request.encode())));
-        out.clear();
-        guest.run_to_exit(&mut out);
-        let io = guest.io[0];
-        assert_eq!(io.write.map(|sector| sector.value), Some(7));
-        for _ in 0..20 {
-            guest.run_to_exit(&mut out);
-        }
-        assert_ne!(guest.reread(&io), io.write);
-        let answers = |out: &[Effect]| {
-            out.iter()
-                .any(|e| matches!(e, Effect::Net(p) if p.answers == Some((1, 1))))
-        };
-        assert!(!answers(&out));
-        let done = Event::DiskDone {
-            request: io.id,
-            status: format::DiskStatus::Ok,
-            data: &[],
-        };
-        assert!(guest.apply(&done));
-        guest.run_to_exit(&mut out);
-        assert!(answers(&out));
-    }
 }
