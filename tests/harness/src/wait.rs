@@ -6,7 +6,7 @@ use crate::HarnessError;
 
 /// How long a state is waited for: far longer than any takes on a busy machine, so that running out
 /// means that it never comes.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
 
