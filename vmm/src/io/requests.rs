@@ -1,11 +1,14 @@
-//! Disk requests: their parts, their repetition while the storage is away, and the folding of what is
-//! quarantined.
+//! Disk requests: their parts, and their repetition while the storage is away.
 //!
 //! A part that is done in part goes on where it ended. An error of the transport never reaches the guest: the
-//! part is tried again after a pause. EIO may be either: it is the medium's if the image can be read elsewhere
-//! after it, and else the transport's. A request
-//! that has been outstanding for [`STORAGE_LIMIT`] says that the storage is lost, to whoever may know
-//! better what to do; its end, and that of all others that are late, that it is back.
+//! part is tried again after a pause (`errors`). Writes to quarantined sectors go to side files until these
+//! are folded back (`fold`). A request that has been outstanding for [`STORAGE_LIMIT`] says that the storage is
+//! lost, to whoever may know better what to do; its end, and that of all others that are late, that it is back.
+
+mod errors;
+mod fold;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,18 +17,15 @@ use std::time::{Duration, Instant};
 
 use devices::{DiskStatus, Effect, Input, RequestId};
 
+use self::fold::{FOLD_PAUSE, Fold};
 use super::backend::{Backend, Tag};
 use super::buffer::Buffer;
 use super::handle::Delivery;
 use super::ring::{Call, Done};
-use super::storage::{Piece, Storage};
+use super::storage::Piece;
 
 /// Pause before a part that the storage did not take is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// Bytes that are read to see whether the storage serves at all.
-const BLOCK: u64 = 4096;
-/// Pause before side files that could not be folded back are tried again.
-const FOLD_PAUSE: Duration = Duration::from_millis(200);
 /// How long a request may be outstanding before the storage counts as lost. Storage that is merely busy keeps
 /// a synchronous write waiting for seconds.
 const STORAGE_LIMIT: Duration = Duration::from_secs(5);
@@ -79,22 +79,6 @@ struct Retry {
     id: RequestId,
     part: Part,
     buffer: Buffer,
-}
-
-/// The end of a quarantine. Parts on side files that are under way have to end first: a write that the
-/// guest was told of must be in what is folded, and no file is closed under a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Fold {
-    /// Nobody asked.
-    #[default]
-    No,
-    /// Writes to quarantined sectors wait in `parked`; what is under way ends, then all is copied, at
-    /// this time at the earliest.
-    Copying(Instant),
-    /// Copied; the record still names the side files.
-    Copied,
-    /// Reads wait, too; what is under way ends, then the side files are removed.
-    Releasing,
 }
 
 /// The disk requests of a VM.
@@ -338,128 +322,7 @@ impl Backend {
         }
     }
 
-    /// Whether an error is the transport's. One that may be either is taken for it until the image can be read
-    /// somewhere else.
-    fn is_transport(&mut self, error: &io::Error, id: RequestId, part: Part) -> io::Result<bool> {
-        let at = match part {
-            _ if error.raw_os_error() != Some(libc::EIO) => return Ok(is_transport(error)),
-            // It has lost what it was to write: another one would say that all is well.
-            Part::Flush { .. } => return Ok(false),
-            Part::Read { at, .. } | Part::Write { at, .. } => at,
-        };
-        let now = Instant::now();
-        let since = *self.requests.doubts.entry(id).or_insert(now);
-        if self.requests.elsewhere.is_some_and(|read| read >= since) {
-            return Ok(false);
-        }
-        self.read_elsewhere(at)
-    }
-
-    /// Reads the image far from `at`. False where it has no other place.
-    fn read_elsewhere(&mut self, at: u64) -> io::Result<bool> {
-        let Some(storage) = &self.config.disk else {
-            return Ok(false);
-        };
-        let last = (storage.bytes() / BLOCK).saturating_sub(1) * BLOCK;
-        let place = if at < last / 2 { last } else { 0 };
-        if place / BLOCK == at / BLOCK {
-            return Ok(false);
-        }
-        let tag = Tag::Elsewhere(Instant::now());
-        if self.ring.count(|tag| matches!(tag, Tag::Elsewhere(_))) == 0 {
-            let call = Call::ReadAt(storage.fd(), place);
-            self.ring
-                .push_aside(tag, call, Buffer::zeroed(BLOCK as usize))?;
-        }
-        Ok(true)
-    }
-
-    /// A read of the image elsewhere has ended; it began then.
-    pub(super) fn elsewhere(&mut self, began: Instant, result: &io::Result<usize>) {
-        if result.as_ref().is_ok_and(|len| *len > 0) {
-            self.requests.elsewhere = Some(began);
-        }
-    }
-
     fn disk_done(&self, id: RequestId, status: DiskStatus, data: Vec<u8>) {
         self.deliver(Input::DiskDone { id, status, data });
     }
-
-    /// The quarantine is to end: its sectors are copied back into the image.
-    pub(super) fn fold(&mut self) -> io::Result<()> {
-        if self.requests.fold == Fold::No {
-            self.requests.fold = Fold::Copying(Instant::now());
-        }
-        self.drive_fold()
-    }
-
-    /// The record does not name the side files any more.
-    pub(super) fn unquarantine(&mut self) -> io::Result<()> {
-        self.requests.fold = Fold::Releasing;
-        self.drive_fold()
-    }
-
-    /// Goes on with the end of the quarantine as far as it can.
-    fn drive_fold(&mut self) -> io::Result<()> {
-        let (reads, writes) = self.requests.on_sides;
-        match self.requests.fold {
-            Fold::Copying(at) if writes == 0 && at <= Instant::now() => {
-                let folded = self.config.disk.as_ref().map_or(Ok(()), Storage::fold);
-                match folded {
-                    Ok(()) => {
-                        self.requests.fold = Fold::Copied;
-                        (self.config.deliver)(Delivery::Folded);
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "side files cannot be folded back; it is tried again");
-                        self.requests.fold = Fold::Copying(Instant::now() + FOLD_PAUSE);
-                    }
-                }
-                Ok(())
-            }
-            Fold::Releasing if reads + writes == 0 => {
-                self.requests.fold = Fold::No;
-                if let Some(storage) = &mut self.config.disk {
-                    storage.release();
-                }
-                std::mem::take(&mut self.requests.parked)
-                    .into_iter()
-                    .try_for_each(|effect| self.start(effect))
-            }
-            _ => Ok(()),
-        }
-    }
 }
-
-/// Whether an error says that the storage cannot be reached, or has no room at the moment, not that the
-/// medium is bad.
-fn is_transport(error: &io::Error) -> bool {
-    let codes = [
-        libc::EAGAIN,
-        libc::EINTR,
-        libc::ETIMEDOUT,
-        libc::ENOTCONN,
-        libc::ECONNRESET,
-        libc::ECONNREFUSED,
-        libc::ECONNABORTED,
-        libc::ESHUTDOWN,
-        libc::EPIPE,
-        libc::ENETDOWN,
-        libc::ENETUNREACH,
-        libc::EHOSTDOWN,
-        libc::EHOSTUNREACH,
-        libc::ENOLINK,
-        libc::EREMOTEIO,
-        libc::ESTALE,
-        libc::ENODEV,
-        libc::ENXIO,
-        libc::ENOSPC,
-        libc::EDQUOT,
-    ];
-    error
-        .raw_os_error()
-        .is_some_and(|code| codes.contains(&code))
-}
-
-#[cfg(test)]
-mod tests;

@@ -9,6 +9,8 @@ use ft::GateMode;
 use super::super::disk::{Disk, DiskMode};
 use super::super::handle::{IoConfig, Shared};
 use super::super::ring::Ring;
+use super::super::storage::Storage;
+use super::errors::is_transport;
 use super::*;
 
 /// A backend that a test drives, over a disk of ones of which sectors 8 to 15 are in a side file.
