@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use ebpf_events::Side;
 use ebpf_events::packet::DEFAULT_PORT;
-use ft::{Cause, DetectorConfig, FailureDetector, HeartbeatReply, Time, VmmSign};
+use ft::{Cause, DetectorConfig, FailureDetector, HeartbeatReply, Owed, Time, VmmSign};
 use heartbeat::clock::{monotonic_ns, timespec};
 use heartbeat::{Client, PeerState, Prober, ProberConfig};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -74,7 +74,7 @@ impl Watch {
         if self.detector.due_probe(now).is_some() {
             self.asked = self.prober.ask();
         }
-        Ok(self.detector.verdict(now, None))
+        Ok(self.detector.verdict(now, Owed::default()))
     }
 
     /// Ends the session on host A.

@@ -14,6 +14,7 @@ pub fn cause(cause: Cause) -> &'static str {
         Cause::VmmStill => "its host answers, but the VMM stands still",
         Cause::VmmDead => "its VMM died",
         Cause::AckOverdue => "an acknowledgement is overdue",
+        Cause::ReplayOverdue => "it has the log and does not replay it",
         Cause::Diverged => "it diverged",
         Cause::GaveUp => "it gave the session up",
         Cause::Relieved => "it asked to be relieved",

@@ -33,7 +33,8 @@ pub(super) struct Arriving {
     machine: KvmMachine,
     disk: Option<DiskIdentity>,
     pending: Vec<Effect>,
-    behind_ns: u64,
+    /// The wall clock at virtual time 0, in ns since 1970, of a VM that has lived before.
+    wall_at_birth: Option<u64>,
     /// When to try again.
     at: Instant,
 }
@@ -41,17 +42,16 @@ pub(super) struct Arriving {
 impl Session {
     /// Acts on the world from here on.
     pub(super) fn go_live(&mut self, live: GoLive) -> Result<(), SessionError> {
-        let (machine, disk, pending, behind_ns) = match live.origin {
+        let (machine, disk, pending, wall_at_birth) = match live.origin {
             Origin::Cold => {
                 let cold = self.leader.cold.take();
                 let Cold { machine, disk } =
                     cold.ok_or_else(|| SessionError::Fatal("there is no VM to start".into()))?;
-                self.leader.wall_at_birth = clock::wall_at_birth(machine.board().now());
-                (machine, disk, Vec::new(), 0)
+                (machine, disk, Vec::new(), None)
             }
             Origin::TakeOver { released, .. } => {
-                let (machine, pending, behind_ns) = self.take_over(released)?;
-                (machine, None, pending, behind_ns)
+                let (machine, pending, wall_at_birth) = self.take_over(released)?;
+                (machine, None, pending, Some(wall_at_birth))
             }
         };
         self.leader.mac = machine.board().config().net.as_ref().map(|net| net.mac);
@@ -61,7 +61,7 @@ impl Session {
             machine,
             disk,
             pending,
-            behind_ns,
+            wall_at_birth,
             at: Instant::now(),
         });
         self.arrive()
@@ -92,9 +92,14 @@ impl Session {
             record,
             machine,
             pending,
-            behind_ns,
+            wall_at_birth,
             ..
         } = arriving;
+        // Only now: for as long as the world could not be opened the VM stood still.
+        let now = machine.board().now();
+        let wall_at_birth = wall_at_birth.unwrap_or_else(|| clock::wall_at_birth(now));
+        let behind_ns = clock::behind(now, wall_at_birth);
+        self.leader.wall_at_birth = wall_at_birth;
         self.leader.life += 1;
         let (sender, life) = (self.sender.clone(), self.leader.life);
         let tell = move |event| {
@@ -125,9 +130,7 @@ impl Session {
             .map(|(_, effect)| effect)
             .chain(handover.unconfirmed)
             .collect();
-        let behind = clock::behind(handover.machine.board().now(), handover.epoch_wall_ns);
-        self.leader.wall_at_birth = handover.epoch_wall_ns;
-        Ok((handover.machine, pending, behind))
+        Ok((handover.machine, pending, handover.epoch_wall_ns))
     }
 }
 

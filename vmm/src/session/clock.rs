@@ -1,7 +1,7 @@
 //! Keeps a VM's clock with the wall clock over changes of its host.
 //!
 //! Virtual time 0 belongs to one moment of the wall clock. That moment travels with the state; a host
-//! that goes on from another's log knows by it how far virtual time is behind, and catches up slowly.
+//! that goes on from another's log knows by it how far virtual time is behind, and catches up.
 
 use devices::VirtualTime;
 

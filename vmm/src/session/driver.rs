@@ -463,7 +463,14 @@ impl Session {
             Notice::CommandRefused(why) => self.refused = Some(*why),
             _ => {}
         }
-        self.log.record(api::notice_event(&notice));
+        let mut told = api::notice_event(&notice);
+        if let (Notice::PeerLost { .. }, Some(log)) = (&notice, self.leader.log_progress()) {
+            told = told
+                .with("log_appended", log.appended.0)
+                .with("log_received", log.received.0)
+                .with("log_replayed", log.replayed.0);
+        }
+        self.log.record(told);
     }
 
     /// Notes a part of the failover that is under way.

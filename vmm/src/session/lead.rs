@@ -40,6 +40,13 @@ pub(super) struct Leader {
     limits: Limits,
 }
 
+/// How far the log of a session is, at either end.
+pub(super) struct LogProgress {
+    pub(super) appended: Seq,
+    pub(super) received: Seq,
+    pub(super) replayed: Seq,
+}
+
 /// The log of a session.
 struct Logging {
     session: SessionId,
@@ -137,6 +144,17 @@ impl Leader {
         self.logging
             .as_ref()
             .map_or(Seq(0), |logging| logging.position.next())
+    }
+
+    /// How far the log is, while there is one.
+    pub(super) fn log_progress(&self) -> Option<LogProgress> {
+        let logging = self.logging.as_ref()?;
+        let (received, replayed) = logging.acks.progress();
+        Some(LogProgress {
+            appended: logging.position.next(),
+            received,
+            replayed,
+        })
     }
 
     /// What the protocol wants to know of the log at every turn.

@@ -1,7 +1,7 @@
 //! Decides that the peer is lost (R12). It is allowed to be wrong: safety never depends on it, only
 //! the length of a pause and needless failovers do.
 //!
-//! Owner: the machine of the session. Four ways to be lost, each with its own time-out:
+//! Owner: the machine of the session. Five ways to be lost, each with its own time-out:
 //! - the **host** is silent: no reply to probes, no traffic, for `host_silent`. Replies are made in
 //!   the peer's kernel, so a starved host is not a dead one. Only time during which this prober ran
 //!   itself counts, and several probes must have gone unanswered.
@@ -9,8 +9,11 @@
 //!   that span are times of replies as the kernel received them: a prober that reads late measures
 //!   right.
 //! - the peer's kernel or its daemon says that the **VMM is dead**.
-//! - an **acknowledgement** that is owed makes no progress for `ack_overdue`; the same of replay that is behind,
-//!   for twice as long.
+//! - an **acknowledgement** that is owed makes no progress for `ack_overdue`;
+//! - **replay** that is behind makes no progress for twice as long: the replica may have much to run for one
+//!   entry.
+//!
+//! Both count only while this side runs: what came while it did not may not have been looked at yet.
 //!
 //! It reads no clock and sends nothing: [`FailureDetector::due_probe`] says when a probe is to be
 //! sent.
@@ -84,6 +87,8 @@ pub enum Cause {
     VmmDead,
     /// An acknowledgement is overdue.
     AckOverdue,
+    /// It has the log, and does not replay it.
+    ReplayOverdue,
     /// It diverged.
     Diverged,
     /// It gave the session up itself.
@@ -94,6 +99,15 @@ pub enum Cause {
     OwnPause,
     /// An operator ended it.
     Operator,
+}
+
+/// What a peer owes, and since when it has made no progress with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owed {
+    /// An acknowledgement.
+    pub ack: Option<Time>,
+    /// Replay of what it has, or has on its way.
+    pub replay: Option<Time>,
 }
 
 /// Watches one peer of one session.
@@ -212,10 +226,9 @@ impl FailureDetector {
         self.ended = true;
     }
 
-    /// Why the peer is lost, if it is. `owed_since`: since when an acknowledgement has been owed
-    /// without progress, on the side that waits for them.
+    /// Why the peer is lost, if it is. Only who waits for acknowledgements is owed anything.
     #[must_use]
-    pub fn verdict(&self, now: Time, owed_since: Option<Time>) -> Option<Cause> {
+    pub fn verdict(&self, now: Time, owed: Owed) -> Option<Cause> {
         let config = &self.config;
         let died = self
             .dead_at
@@ -233,10 +246,13 @@ impl FailureDetector {
         if self.still.is_some_and(still) {
             return Some(Cause::VmmStill);
         }
-        // What came while this side did not run may not have been looked at yet.
-        owed_since
-            .is_some_and(|since| now.since(since.max(self.ran_since)) >= config.ack_overdue)
-            .then_some(Cause::AckOverdue)
+        let overdue = |since: Option<Time>, limit: Duration| {
+            since.is_some_and(|since| now.since(since.max(self.ran_since)) >= limit)
+        };
+        if overdue(owed.ack, config.ack_overdue) {
+            return Some(Cause::AckOverdue);
+        }
+        overdue(owed.replay, 2 * config.ack_overdue).then_some(Cause::ReplayOverdue)
     }
 
     /// When to call [`FailureDetector::tick`] and [`FailureDetector::due_probe`] at the latest.
@@ -274,7 +290,10 @@ mod tests {
         let mut detector = FailureDetector::new(config, Time(0));
         detector.heard();
         detector.tick(Time(MS));
-        let owed = Some(Time(MS));
+        let owed = Owed {
+            ack: Some(Time(MS)),
+            replay: None,
+        };
         let woken = 2 * overdue;
         detector.tick(Time(woken));
         assert_eq!(detector.verdict(Time(woken), owed), None);
@@ -324,7 +343,7 @@ mod tests {
                         daemon: None,
                     });
                 }
-                if let Some(cause) = self.detector.verdict(Time(self.now), None) {
+                if let Some(cause) = self.detector.verdict(Time(self.now), Owed::default()) {
                     return Some((self.now / MS, cause));
                 }
             }
@@ -389,7 +408,7 @@ mod tests {
             });
         }
         detector.tick(Time(5000 * MS));
-        assert_eq!(detector.verdict(Time(5000 * MS), None), None);
+        assert_eq!(detector.verdict(Time(5000 * MS), Owed::default()), None);
     }
 
     #[test]
@@ -401,16 +420,37 @@ mod tests {
         assert!((120..=145).contains(&at), "{at}");
         let mut run = Run::new();
         run.detector.ended();
-        assert_eq!(run.detector.verdict(Time(0), None), Some(Cause::VmmDead));
+        assert_eq!(
+            run.detector.verdict(Time(0), Owed::default()),
+            Some(Cause::VmmDead)
+        );
     }
 
     #[test]
     fn an_overdue_acknowledgement_counts_on_the_side_that_is_owed_one() {
         let detector = FailureDetector::new(DetectorConfig::default(), Time(0));
-        assert_eq!(detector.verdict(Time(999 * MS), Some(Time(0))), None);
+        let ack = Owed {
+            ack: Some(Time(0)),
+            replay: None,
+        };
+        assert_eq!(detector.verdict(Time(999 * MS), ack), None);
         assert_eq!(
-            detector.verdict(Time(1000 * MS), Some(Time(0))),
+            detector.verdict(Time(1000 * MS), ack),
             Some(Cause::AckOverdue)
+        );
+    }
+
+    #[test]
+    fn replay_that_does_not_move_has_twice_as_long() {
+        let detector = FailureDetector::new(DetectorConfig::default(), Time(0));
+        let replay = Owed {
+            ack: None,
+            replay: Some(Time(0)),
+        };
+        assert_eq!(detector.verdict(Time(1999 * MS), replay), None);
+        assert_eq!(
+            detector.verdict(Time(2000 * MS), replay),
+            Some(Cause::ReplayOverdue)
         );
     }
 

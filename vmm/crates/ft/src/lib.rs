@@ -115,7 +115,7 @@ pub use action::{Action, Actions, GoLive, Leave, MAX_ACTIONS, Notice, Origin};
 pub use arbiter::{ArbiterReply, ArbiterRequest, Base, CallId};
 pub use arbitration::{Judgement, Standing};
 pub use config::{Config, Timings};
-pub use detector::{Cause, DetectorConfig, FailureDetector, HeartbeatReply, VmmSign};
+pub use detector::{Cause, DetectorConfig, FailureDetector, HeartbeatReply, Owed, VmmSign};
 pub use event::{Command, Event, Quiesce};
 pub use fingerprint::{Difference, Fingerprint, MAX_PROPERTIES, MAX_PROPERTY_LEN};
 pub use gate::{ClockGap, GateLimits, GateMode, OutputGate};

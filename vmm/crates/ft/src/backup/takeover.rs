@@ -7,7 +7,7 @@ use crate::arbiter::{ArbiterReply, CallId};
 use crate::arbitration::{Arbitration, Keep, Outcome, Proposal, Standing};
 use crate::canary::{self, Canary};
 use crate::context::{Context, Resend};
-use crate::detector::Cause;
+use crate::detector::{Cause, Owed};
 use crate::peer::Relief;
 use crate::record::Tenure;
 
@@ -20,7 +20,7 @@ impl Following {
             return Step::Stay;
         }
         ctx.drive(self.primary, &mut self.detector);
-        match self.detector.verdict(ctx.now, None) {
+        match self.detector.verdict(ctx.now, Owed::default()) {
             Some(cause) => self.primary_lost(ctx, cause),
             None => Step::Stay,
         }

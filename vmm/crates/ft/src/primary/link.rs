@@ -7,7 +7,7 @@ use format::{Seq, SessionId};
 
 use crate::acks::{AckTracker, Mark};
 use crate::context::{Context, Resend, earliest};
-use crate::detector::{Cause, FailureDetector, HeartbeatReply};
+use crate::detector::{Cause, FailureDetector, HeartbeatReply, Owed};
 use crate::names::HostId;
 use crate::time::Time;
 
@@ -161,23 +161,23 @@ impl Link {
     /// Why the peer is lost, if it is.
     pub(super) fn verdict(&self, ctx: &Context<'_>) -> Option<Cause> {
         let stalled = ctx.now.since(self.moved_at) >= ctx.timings().sync_stalled;
-        let owed = self.acks.as_ref().and_then(AckTracker::stalled_since);
+        let acks = self.acks.as_ref();
+        let owed = Owed {
+            ack: acks.and_then(AckTracker::stalled_since),
+            replay: acks.and_then(AckTracker::replay_stalled_since),
+        };
         let (owed, stalled) = match self.stage {
-            Stage::Joining { .. } => (None, false),
+            Stage::Joining { .. } => (Owed::default(), false),
             // While it loads, its log may wait; it must move all the same.
-            Stage::Transferring => (None, stalled),
-            Stage::Holding | Stage::Confirming { .. } | Stage::Confirmed => (owed, stalled),
-            Stage::Committing | Stage::Backup => (earliest([owed, self.replay_owed(ctx)]), false),
+            Stage::Transferring => (Owed::default(), stalled),
+            Stage::Holding | Stage::Confirming { .. } | Stage::Confirmed => {
+                let replay = None;
+                (Owed { replay, ..owed }, stalled)
+            }
+            Stage::Committing | Stage::Backup => (owed, false),
         };
         let verdict = self.detector.as_ref()?.verdict(ctx.now, owed);
         verdict.or(stalled.then_some(Cause::GaveUp))
-    }
-
-    /// Replay that is behind and does not move counts as an owed acknowledgement, and has twice as long:
-    /// the replica may have much to run for one entry.
-    fn replay_owed(&self, ctx: &Context<'_>) -> Option<Time> {
-        let since = self.acks.as_ref()?.replay_stalled_since()?;
-        Some(since.after(ctx.core.config.detector.ack_overdue))
     }
 
     /// Lets the detector send its probe.
