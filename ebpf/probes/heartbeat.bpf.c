@@ -26,7 +26,6 @@ const volatile __u64 pid_namespace_inode = 0;
 SEC("xdp")
 int heartbeat_xdp(struct xdp_md *ctx)
 {
-	__u64 now = bpf_ktime_get_ns();
 	__u64 words[HEARTBEAT_WORDS];
 	struct frame f;
 
@@ -40,7 +39,7 @@ int heartbeat_xdp(struct xdp_md *ctx)
 		break;
 	}
 	__builtin_memcpy(words, f.payload, sizeof(words));
-	switch (exchange(words, f.to_port, f.from_port, now)) {
+	switch (exchange(words, f.to_port, f.from_port, bpf_ktime_get_ns())) {
 	case LEAVE:
 		return XDP_PASS;
 	case DROP:
@@ -65,7 +64,6 @@ static __always_inline __u32 checksum_offset(const struct frame *f)
 SEC("classifier")
 int heartbeat_ingress(struct __sk_buff *skb)
 {
-	__u64 now = bpf_ktime_get_ns();
 	__u64 before[HEARTBEAT_WORDS];
 	__u64 words[HEARTBEAT_WORDS];
 	struct frame f;
@@ -85,7 +83,7 @@ int heartbeat_ingress(struct __sk_buff *skb)
 	}
 	__builtin_memcpy(words, f.payload, sizeof(words));
 	__builtin_memcpy(before, words, sizeof(words));
-	switch (exchange(words, f.to_port, f.from_port, now)) {
+	switch (exchange(words, f.to_port, f.from_port, bpf_ktime_get_ns())) {
 	case LEAVE:
 		return TC_ACT_UNSPEC;
 	case DROP:

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * The logging channel as the wire sees it, on the TCX hooks of its interface: bytes and packets by
- * flow and direction, and the time from a frame to the acknowledgement record that covers it.
+ * flow and direction, the time from a frame to the acknowledgement record that covers it, and TCP's own
+ * figures of the connection.
  *
- * A flow is known from the first segment that begins with a frame's header or ends with an
- * acknowledgement record; what passed before is not counted. Nothing is ever dropped or changed. What
- * is read is only counted: a stranger's look-alike can spoil a statistic, nothing else.
+ * A flow is known from the first segment that begins with a frame's header or consists of acknowledgement
+ * records; what passed before is not counted. From then on one of its directions has frames and the other
+ * has records. Of frames one at a time is timed: of the others the segments are counted, not looked into,
+ * so that bulk data passes for little. Nothing is ever dropped or changed. What is read is only counted: a
+ * stranger's look-alike can spoil a statistic, nothing else.
  *
  * log_ingress, log_egress   the two hooks
- * tcp_seen                  round trip, retransmits and window, from the tracepoint tcp_probe
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -19,7 +21,6 @@
 #include <linux/tcp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
 
 #include "traffic.h"
 
@@ -182,107 +183,145 @@ static __always_inline int read_ack(struct __sk_buff *skb, const struct segment 
 	return ack->magic == ACK_MAGIC && !ack->zero && ack->replayed <= ack->received;
 }
 
+/* The sender sends whole records, and most segments are as it sent them. */
+static __always_inline int begins_with_record(struct __sk_buff *skb, const struct segment *s,
+					      struct ack_record *ack)
+{
+	return s->payload_bytes && s->payload_bytes % ACK_BYTES == 0 && read_ack(skb, s, 0, ack);
+}
+
 /* The last whole record of the segment, by the sequence at which records begin. */
 static __always_inline int last_ack(struct __sk_buff *skb, const struct segment *s,
-				    const struct flow *flow, enum side side, struct ack_record *ack)
+				    struct flow *flow, struct ack_record *ack)
 {
 	__u32 beyond;
 
-	if (!flow || !flow->phase_known[side]) {
-		/* Not known yet: the sender sends whole records, so most segments end with one. */
-		return s->payload_bytes >= ACK_BYTES &&
-		       read_ack(skb, s, s->payload_bytes - ACK_BYTES, ack);
+	if (!flow->phase_known) {
+		if (!begins_with_record(skb, s, ack))
+			return 0;
+		flow->phase = s->sequence % ACK_BYTES;
+		flow->phase_known = 1;
 	}
-	beyond = (s->sequence + s->payload_bytes - flow->phase[side]) % ACK_BYTES;
+	beyond = (s->sequence + s->payload_bytes - flow->phase) % ACK_BYTES;
 	if (s->payload_bytes < ACK_BYTES + beyond)
 		return 0;
 	return read_ack(skb, s, s->payload_bytes - beyond - ACK_BYTES, ack);
 }
 
-static __always_inline struct flow *new_flow(const struct segment *s)
+/* Makes a flow of a connection whose segment shows what it carries. */
+static __always_inline struct flow *recognise(struct __sk_buff *skb, enum side side,
+					      const struct segment *s)
 {
+	struct frame_header header;
+	struct ack_record ack;
+	struct flow *flow;
 	__u32 first = 0;
-	struct flow *fresh = bpf_map_lookup_elem(&fresh_flow, &first);
+	enum side log_side;
 
-	if (!fresh)
+	if (begins_with_frame(skb, s, &header))
+		log_side = side;
+	else if (begins_with_record(skb, s, &ack))
+		log_side = side == OUT ? IN : OUT;
+	else
 		return 0;
-	bpf_map_update_elem(&flows, &s->key, fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&flows, &s->key);
+	flow = bpf_map_lookup_elem(&fresh_flow, &first);
+	if (!flow)
+		return 0;
+	bpf_map_update_elem(&flows, &s->key, flow, BPF_NOEXIST);
+	flow = bpf_map_lookup_elem(&flows, &s->key);
+	if (flow)
+		flow->log_side = log_side;
+	return flow;
 }
 
-/* Notes a frame that has passed whole and for the first time. */
-static __always_inline void frame_passed(struct flow *flow, struct direction *direction,
-					 const struct segment *s, const struct frame_header *header,
-					 __u64 now)
+/* Times a frame from the segment with its last byte on, unless another one is being timed. */
+static __always_inline void frames_pass(struct __sk_buff *skb, struct flow *flow,
+					const struct segment *s, int again)
 {
-	__u64 end = header->first + header->count;
-	struct pending_frame *slot;
+	struct timed_frame *timed = &flow->timed;
+	struct frame_header header;
+	__u64 end = timed->end;
 
-	__sync_fetch_and_add(&direction->frames, 1);
-	flow->session = header->session[0];
-	if (end <= flow->highest_end || !header->count ||
-	    s->payload_bytes < FRAME_HEADER_BYTES + header->body_bytes + FRAME_TRAILER_BYTES)
-		return;
-	flow->highest_end = end;
-	slot = &flow->pending[end % PENDING_FRAMES];
-	*(volatile __u64 *)&slot->end = 0;
-	slot->passed_ns = now;
-	*(volatile __u64 *)&slot->end = end;
-}
-
-static __always_inline void ack_passed(struct flow *flow, const struct ack_record *ack, __u64 now)
-{
-	__sync_fetch_and_add(&flow->ack_records, 1);
-	flow->ack_last_ns = now;
-	if (ack->received > flow->received)
-		flow->received = ack->received;
-	if (ack->replayed > flow->replayed)
-		flow->replayed = ack->replayed;
-	/* Unrolled: without CAP_PERFMON the verifier takes no offset that changes from turn to turn. */
-#pragma unroll
-	for (int i = 0; i < PENDING_FRAMES; i++) {
-		struct pending_frame *slot = &flow->pending[i];
-		__u64 end = slot->end;
-
-		if (!end || end > ack->received)
-			continue;
-		if (__sync_val_compare_and_swap(&slot->end, end, 0) == end)
-			observe(&flow->ack_latency, now - slot->passed_ns);
+	if (!end && !again && begins_with_frame(skb, s, &header)) {
+		end = header.first + header.count;
+		flow->session = header.session[0];
+		timed->passed_ns = 0;
+		timed->beyond = s->sequence + FRAME_HEADER_BYTES + header.body_bytes + FRAME_TRAILER_BYTES;
+		__sync_lock_test_and_set(&timed->end, header.count ? end : 0);
 	}
+	if (end && !timed->passed_ns && (__s32)(s->sequence + s->payload_bytes - timed->beyond) >= 0)
+		timed->passed_ns = bpf_ktime_get_ns();
+}
+
+static __always_inline void records_pass(struct __sk_buff *skb, struct flow *flow,
+					 const struct segment *s)
+{
+	struct timed_frame *timed = &flow->timed;
+	struct ack_record ack;
+	__u64 end, passed_ns;
+
+	if (!last_ack(skb, s, flow, &ack))
+		return;
+	flow->ack_records += 1;
+	if (ack.received > flow->received)
+		flow->received = ack.received;
+	if (ack.replayed > flow->replayed)
+		flow->replayed = ack.replayed;
+	end = *(volatile __u64 *)&timed->end;
+	if (!end || end > ack.received)
+		return;
+	passed_ns = timed->passed_ns;
+	if (__sync_val_compare_and_swap(&timed->end, end, 0) == end && passed_ns)
+		observe(&flow->ack_latency, bpf_ktime_get_ns() - passed_ns);
+}
+
+/* What TCP itself knows of the connection, as its segments leave. */
+static __always_inline void ask_tcp(struct __sk_buff *skb, struct flow *flow)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct bpf_tcp_sock *tcp;
+
+	if (!sk)
+		return;
+	tcp = bpf_tcp_sock(sk);
+	if (!tcp)
+		return;
+	flow->rtt_us = tcp->srtt_us >> 3; /* it holds eight times the smoothed round trip */
+	flow->retransmits = tcp->total_retrans;
 }
 
 static __always_inline void see(struct __sk_buff *skb, enum side side)
 {
-	struct frame_header header;
 	struct direction *direction;
-	struct ack_record ack;
+	__u32 next, again, turn;
 	struct segment s;
 	struct flow *flow;
-	int frame, record;
+	__u64 now;
 
 	if (!read_segment(skb, side, &s))
 		return;
 	flow = bpf_map_lookup_elem(&flows, &s.key);
-	frame = begins_with_frame(skb, &s, &header);
-	record = !frame && last_ack(skb, &s, flow, side, &ack);
-	if (!flow && (frame || record))
-		flow = new_flow(&s);
+	if (!flow)
+		flow = recognise(skb, side, &s);
 	if (!flow)
 		return;
 	direction = side == OUT ? &flow->out : &flow->in;
+	/* To some milliseconds, which is all that silence is measured in. */
+	now = bpf_ktime_get_coarse_ns();
+	turn = direction->last_ns != now;
+	next = s.sequence + s.payload_bytes;
+	again = direction->last_ns && (__s32)(s.sequence - direction->next) < 0;
+	if (!direction->last_ns || (__s32)(next - direction->next) > 0)
+		direction->next = next;
+	direction->last_ns = now;
 	__sync_fetch_and_add(&direction->bytes, s.payload_bytes);
 	__sync_fetch_and_add(&direction->packets, s.packets);
-	/* To some milliseconds, which is all that silence is measured in. */
-	direction->last_ns = bpf_ktime_get_coarse_ns();
-	if (frame)
-		frame_passed(flow, direction, &s, &header, bpf_ktime_get_ns());
-	if (record) {
-		if (!flow->phase_known[side]) {
-			flow->phase[side] = (s.sequence + s.payload_bytes) % ACK_BYTES;
-			flow->phase_known[side] = 1;
-		}
-		ack_passed(flow, &ack, bpf_ktime_get_ns());
-	}
+	if (flow->log_side == side)
+		frames_pass(skb, flow, &s, again);
+	else
+		records_pass(skb, flow, &s);
+	if (side == OUT && turn)
+		ask_tcp(skb, flow);
 }
 
 SEC("classifier")
@@ -297,76 +336,4 @@ int log_egress(struct __sk_buff *skb)
 {
 	see(skb, OUT);
 	return TC_ACT_UNSPEC;
-}
-
-
-struct sock_common {
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
-	__be16 skc_dport;
-	__u16 skc_num;
-	unsigned short skc_family;
-	struct in6_addr skc_v6_daddr;
-	struct in6_addr skc_v6_rcv_saddr;
-} __attribute__((preserve_access_index));
-
-struct sock {
-	struct sock_common __sk_common;
-} __attribute__((preserve_access_index));
-
-struct tcp_sock {
-	__u32 srtt_us; /* eight times the smoothed round trip */
-	__u32 snd_cwnd;
-	__u32 total_retrans;
-} __attribute__((preserve_access_index));
-
-#define AF_INET 2
-#define AF_INET6 10
-
-/* When this CPU last took TCP's figures of a flow, in jiffies. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} taken SEC(".maps");
-
-/* Of the packets within one jiffy one in this many is looked at, so that no flow hides another. */
-#define LOOK_AT_ONE_IN 16
-
-SEC("tp_btf/tcp_probe")
-int BPF_PROG(tcp_seen, struct sock *sk)
-{
-	struct flow_key key = {};
-	struct tcp_sock *tcp;
-	struct flow *flow;
-	__u32 first = 0;
-	__u64 *last = bpf_map_lookup_elem(&taken, &first);
-
-	if (last && *last == bpf_jiffies64() && bpf_get_prandom_u32() % LOOK_AT_ONE_IN)
-		return 0;
-	key.local_port = sk->__sk_common.skc_num;
-	key.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	if (sk->__sk_common.skc_family == AF_INET) {
-		put_v4(key.local, sk->__sk_common.skc_rcv_saddr);
-		put_v4(key.remote, sk->__sk_common.skc_daddr);
-	} else if (sk->__sk_common.skc_family == AF_INET6) {
-		struct in6_addr local = sk->__sk_common.skc_v6_rcv_saddr;
-		struct in6_addr remote = sk->__sk_common.skc_v6_daddr;
-
-		__builtin_memcpy(key.local, &local, 16);
-		__builtin_memcpy(key.remote, &remote, 16);
-	} else {
-		return 0;
-	}
-	flow = bpf_map_lookup_elem(&flows, &key);
-	tcp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
-	if (!flow || !tcp)
-		return 0;
-	flow->rtt_us = tcp->srtt_us >> 3;
-	flow->retransmits = tcp->total_retrans;
-	flow->congestion_window = tcp->snd_cwnd;
-	if (last)
-		*last = bpf_jiffies64();
-	return 0;
 }

@@ -13,7 +13,6 @@
 #include "histogram.h"
 
 #define MAX_FLOWS 64
-#define PENDING_FRAMES 32
 
 /* Addresses of IPv4 are mapped into IPv6 (RFC 4291, section 2.5.5.2); ports in the host's order. */
 struct flow_key {
@@ -24,41 +23,54 @@ struct flow_key {
 	__u32 unused;
 };
 
+/*
+ * The two directions of a flow pass on different CPUs, mostly: what the one writes lies at least this far
+ * from what the other reads, which is more than a line of the cache.
+ */
+#define APART_BYTES 128
+
 struct direction {
 	__u64 bytes;
 	__u64 packets;
 	__u64 last_ns;
-	__u64 frames; /* headers of frames seen at the beginning of a segment */
+	__u32 next; /* TCP's sequence after the last byte */
+	__u32 unused;
+	__u8 apart[APART_BYTES - 32];
 };
 
-/* A frame that has passed whole and waits for the record that covers it. */
-struct pending_frame {
-	__u64 end; /* 0: free */
-	__u64 passed_ns;
+/* The frame that is being timed. */
+struct timed_frame {
+	__u64 end; /* position after its last append; 0: none is */
+	__u64 passed_ns; /* when its last byte passed; 0: not yet */
+	__u32 beyond; /* TCP's sequence after it */
+	__u32 unused;
+	__u8 apart[APART_BYTES - 24];
 };
 
 struct flow {
-	__u64 session;
 	struct direction in;
 	struct direction out;
-	__u64 ack_records;
-	__u64 ack_last_ns;
-	__u64 received;
-	__u64 replayed;
-	__u64 highest_end;
+	struct timed_frame timed;
+	/* Written seldom. */
+	__u64 session;
 	__u64 rtt_us;
 	__u64 retransmits;
-	__u64 congestion_window;
+	__u32 log_side; /* the direction that has frames */
+	__u32 unused;
+	__u8 apart[APART_BYTES - 32];
+	/* Written with records. */
+	__u64 ack_records;
+	__u64 received;
+	__u64 replayed;
+	__u32 phase; /* where records begin: the sequence modulo their size */
+	__u32 phase_known;
 	struct histogram ack_latency;
-	struct pending_frame pending[PENDING_FRAMES];
-	/* Where records begin in each direction: the sequence modulo their size, and whether it is known. */
-	__u32 phase[2];
-	__u32 phase_known[2];
 };
 
 _Static_assert(sizeof(struct flow_key) == 40, "ebpf-events: FlowKey");
-_Static_assert(__builtin_offsetof(struct flow, ack_latency) == 136, "ebpf-events: Flow");
-_Static_assert(sizeof(struct flow) == 136 + 16 + 8 * HISTOGRAM_BUCKETS + 16 * PENDING_FRAMES + 16,
+_Static_assert(__builtin_offsetof(struct flow, session) == 3 * APART_BYTES, "ebpf-events: Flow");
+_Static_assert(__builtin_offsetof(struct flow, ack_records) == 4 * APART_BYTES, "ebpf-events: Flow");
+_Static_assert(sizeof(struct flow) == 4 * APART_BYTES + 32 + sizeof(struct histogram),
 	       "ebpf-events: Flow");
 
 struct {

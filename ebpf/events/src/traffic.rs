@@ -7,13 +7,16 @@ use crate::histogram::{HISTOGRAM_BYTES, Histogram};
 
 /// Flows that are kept; the least recently used gives way.
 pub const MAX_FLOWS: usize = 64;
-/// Frames that can wait for their acknowledgement in one flow.
-const PENDING_FRAMES: usize = 32;
 /// Bytes of a [`FlowKey`] in the map.
 pub const FLOW_KEY_BYTES: usize = 40;
-const LATENCY_AT: usize = 136;
+/// Bytes between what different CPUs write.
+const APART_BYTES: usize = 128;
+const OUTGOING_AT: usize = APART_BYTES;
+const SELDOM_AT: usize = 3 * APART_BYTES;
+const RECORDS_AT: usize = 4 * APART_BYTES;
+const LATENCY_AT: usize = RECORDS_AT + 32;
 /// Bytes of a [`Flow`] in the map.
-pub const FLOW_BYTES: usize = LATENCY_AT + HISTOGRAM_BYTES + 16 * PENDING_FRAMES + 16;
+pub const FLOW_BYTES: usize = LATENCY_AT + HISTOGRAM_BYTES;
 
 /// The two ends of a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,8 +58,6 @@ pub struct Direction {
     pub packets: u64,
     /// When the last payload passed, ns of CLOCK_MONOTONIC; 0 for never.
     pub last_ns: u64,
-    /// Headers of log frames seen at the beginning of a segment.
-    pub frames: u64,
 }
 
 /// A connection of the logging channel.
@@ -70,8 +71,6 @@ pub struct Flow {
     pub outgoing: Direction,
     /// Acknowledgement records seen: the last of each segment.
     pub ack_records: u64,
-    /// When the last passed, ns; 0 for never.
-    pub ack_last_ns: u64,
     /// The highest position that they cover.
     pub received: u64,
     /// The highest position that they say is replayed.
@@ -80,41 +79,37 @@ pub struct Flow {
     pub rtt_us: u64,
     /// Segments that TCP has sent again.
     pub retransmits: u64,
-    /// TCP's congestion window, segments.
-    pub congestion_window: u64,
-    /// From a frame's passing whole in one segment to the record that covers it, on this host's
-    /// interface. On the sender's host this is what the wire and the peer take; on the receiver's, what
-    /// the receiver takes.
+    /// From the passing of a frame's last byte to the record that covers it, on this host's interface, of
+    /// one frame at a time. On the sender's host this is what the wire and the peer take; on the
+    /// receiver's, what the receiver takes.
     pub ack_latency: Histogram,
 }
 
 impl Flow {
     /// From the map's value.
     pub fn from_bytes(bytes: &[u8; FLOW_BYTES]) -> Self {
-        let word = |index: usize| {
+        let word = |at: usize, index: usize| {
+            let at = at + 8 * index;
             let mut word = [0; 8];
-            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+            word.copy_from_slice(&bytes[at..at + 8]);
             u64::from_ne_bytes(word)
         };
-        let direction = |index: usize| Direction {
-            bytes: word(index),
-            packets: word(index + 1),
-            last_ns: word(index + 2),
-            frames: word(index + 3),
+        let direction = |at: usize| Direction {
+            bytes: word(at, 0),
+            packets: word(at, 1),
+            last_ns: word(at, 2),
         };
         let mut latency = [0; HISTOGRAM_BYTES];
         latency.copy_from_slice(&bytes[LATENCY_AT..LATENCY_AT + HISTOGRAM_BYTES]);
         Self {
-            session: word(0),
-            incoming: direction(1),
-            outgoing: direction(5),
-            ack_records: word(9),
-            ack_last_ns: word(10),
-            received: word(11),
-            replayed: word(12),
-            rtt_us: word(14),
-            retransmits: word(15),
-            congestion_window: word(16),
+            session: word(SELDOM_AT, 0),
+            incoming: direction(0),
+            outgoing: direction(OUTGOING_AT),
+            ack_records: word(RECORDS_AT, 0),
+            received: word(RECORDS_AT, 1),
+            replayed: word(RECORDS_AT, 2),
+            rtt_us: word(SELDOM_AT, 1),
+            retransmits: word(SELDOM_AT, 2),
             ack_latency: Histogram::from_bytes(&latency),
         }
     }
@@ -144,14 +139,18 @@ mod tests {
         }
         let flow = Flow::from_bytes(&bytes);
         assert_eq!(
-            (flow.session, flow.incoming.bytes, flow.outgoing.frames),
-            (0, 1, 8)
+            (flow.incoming.bytes, flow.outgoing.bytes, flow.session),
+            (0, 16, 48)
         );
-        assert_eq!((flow.ack_records, flow.replayed, flow.rtt_us), (9, 12, 14));
+        assert_eq!((flow.rtt_us, flow.retransmits), (49, 50));
+        assert_eq!(
+            (flow.ack_records, flow.received, flow.replayed),
+            (64, 65, 66)
+        );
         assert_eq!(
             (flow.ack_latency.count, flow.ack_latency.buckets[0]),
-            (17, 19)
+            (68, 70)
         );
-        assert_eq!(FLOW_BYTES, 1832);
+        assert_eq!(FLOW_BYTES, 1712);
     }
 }

@@ -166,11 +166,7 @@ fn count_exits(mode: Mode) -> Option<Exits> {
 fn watch_traffic(interface: &str) -> Option<Traffic> {
     match Traffic::start(interface) {
         Ok(traffic) => {
-            tracing::info!(
-                interface,
-                tcp = traffic.knows_tcp(),
-                "the logging channel is watched"
-            );
+            tracing::info!(interface, "the logging channel is watched");
             Some(traffic)
         }
         Err(error) => {

@@ -5,13 +5,11 @@ use aya::programs::tc::TcAttachType;
 use aya::{Ebpf, EbpfLoader};
 use ebpf_events::traffic::{FLOW_BYTES, FLOW_KEY_BYTES, Flow, FlowKey};
 
-use crate::causes::with_causes;
-use crate::objects::{self, ObjectError, attach_tcx, attach_tracepoint};
+use crate::objects::{self, ObjectError, attach_tcx};
 
 /// Attached probes; they end with this value.
 pub struct Traffic {
     flows: HashMap<MapData, [u8; FLOW_KEY_BYTES], [u8; FLOW_BYTES]>,
-    tcp: bool,
     _object: Ebpf,
 }
 
@@ -24,20 +22,10 @@ impl Traffic {
         let mut object = EbpfLoader::new().load(objects::TRAFFIC)?;
         attach_tcx(&mut object, "log_ingress", interface, TcAttachType::Ingress)?;
         attach_tcx(&mut object, "log_egress", interface, TcAttachType::Egress)?;
-        let tcp = attach_tracepoint(&mut object, "tcp_seen", "tcp_probe");
-        if let Err(error) = &tcp {
-            tracing::warn!(error = with_causes(error), "without round trips of TCP");
-        }
         Ok(Self {
             flows: HashMap::try_from(objects::map(&mut object, "flows")?)?,
-            tcp: tcp.is_ok(),
             _object: object,
         })
-    }
-
-    /// Whether round trips and retransmits of TCP are known.
-    pub const fn knows_tcp(&self) -> bool {
-        self.tcp
     }
 
     /// The flows as they are now, in the order of their addresses.
