@@ -75,7 +75,8 @@ pub(super) const ON_SOCKET: [Token; 4] = [
     Token::ReceiveAck,
 ];
 
-/// Bytes that acknowledgement records are received into at once.
+/// Bytes of the ring that acknowledgement records are received into: whole records, so that none goes
+/// round its end.
 pub(super) const ACK_BUFFER: usize = 128 * ACK_LEN;
 
 /// Memory that operations use. It must not move or go while they are under way.
@@ -212,45 +213,37 @@ impl<R: Ring> Io<R> {
         }
     }
 
-    /// Receives records, `have` bytes of one being there already.
-    pub(super) fn receive_acks(&mut self, have: usize) {
-        if self.is_under_way(Token::ReceiveAck) {
-            return;
-        }
-        let len = (ACK_BUFFER - have) as u32;
-        // SAFETY: the bytes from `have` on are inside the buffer, which lives as long as self and is
-        // only looked at while no operation is under way.
-        unsafe {
-            let bytes = self.words.acks_in.get().cast::<u8>().add(have);
-            self.begin(Token::ReceiveAck, Op::Receive { bytes, len });
-        }
+    /// The place of a position in the ring of received records.
+    pub(super) fn acks_at(&self, position: u64) -> *mut u8 {
+        let bytes = self.words.acks_in.get().cast::<u8>();
+        // SAFETY: inside the buffer, which lives as long as self.
+        unsafe { bytes.add(position as usize % ACK_BUFFER) }
     }
 
-    /// The buffer of received records. None may be on its way.
-    pub(super) fn acks(&mut self) -> &mut [u8; ACK_BUFFER] {
-        assert!(
-            !self.is_under_way(Token::ReceiveAck),
-            "the kernel may write them"
-        );
-        self.words.acks_in.get_mut()
+    /// The record at a position: the kernel has written it and does not write it again before its place
+    /// is given to it anew.
+    pub(super) fn ack(&self, position: u64) -> [u8; ACK_LEN] {
+        assert!(position.is_multiple_of(ACK_LEN as u64), "records are whole");
+        // SAFETY: inside the buffer, whose length is a multiple of a record's.
+        unsafe { self.acks_at(position).cast::<[u8; ACK_LEN]>().read() }
     }
 
-    /// Receives log bytes to an address.
+    /// Receives log bytes, or records, to an address.
     ///
     /// # Safety
     /// The memory stays mapped, and free of other use, until the operation has completed.
-    pub(super) unsafe fn receive_log(&mut self, bytes: *mut u8, len: u32) {
+    pub(super) unsafe fn receive(&mut self, token: Token, bytes: *mut u8, len: u32) {
         // SAFETY: the caller's promise.
-        unsafe { self.begin(Token::ReceiveLog, Op::Receive { bytes, len }) };
+        unsafe { self.begin(token, Op::Receive { bytes, len }) };
     }
 
-    /// Receives log bytes into the provided stretches.
+    /// Receives log bytes, or records, into the provided stretches.
     ///
     /// # Safety
     /// The provided memory stays mapped until the operation has completed.
-    pub(super) unsafe fn receive_provided(&mut self) {
+    pub(super) unsafe fn receive_provided(&mut self, token: Token) {
         // SAFETY: the caller's promise.
-        unsafe { self.begin(Token::ReceiveLog, Op::ReceiveProvided) };
+        unsafe { self.begin(token, Op::ReceiveProvided) };
     }
 
     /// Waits for a change of a shared word.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use format::{ACK_LEN, AckRecord, Seq};
 
 use super::command::{Prepared, Report, SessionParamsOf};
-use super::io::{ON_SOCKET, Token};
+use super::io::{ACK_BUFFER, ON_SOCKET, Token};
 use super::receiver::Progress;
 use super::ring_io::{Ring, Slot, Wait};
 use super::sender::Acked;
@@ -21,14 +21,17 @@ use crate::notice::{LostReason, Notice};
 /// At most this many bytes are received at once, so that their checksum is made while they are in
 /// the cache.
 const RECEIVE_BYTES: u64 = 256 << 10;
-/// Length of a stretch that is provided to the kernel, in bytes.
+/// Length of a stretch that is provided to the kernel for the log, in bytes.
 const STRETCH: u64 = 256 << 10;
+/// The same for records.
+const ACK_STRETCH: u64 = ACK_BUFFER as u64 / 4;
 
 /// A connection.
 pub(super) struct Link {
     socket: TcpStream,
-    /// Bytes of an incomplete record.
-    acks_have: usize,
+    /// Bytes of records that were received, and those of them that were read.
+    acks_written: u64,
+    acks_read: u64,
     /// When frames last came, in ns.
     active_at: u64,
     /// End of what is provided to the kernel, where it takes provided stretches.
@@ -84,28 +87,21 @@ impl<R: Ring> Engine<R> {
         let Some(link) = &mut self.link else {
             return;
         };
-        let Some(len) = usize::try_from(result).ok().filter(|len| *len > 0) else {
-            let reason = if result == 0 {
-                LostReason::PeerClosed
-            } else {
-                LostReason::Network
-            };
-            self.lose(reason);
-            return;
-        };
-        self.now = (self.config.clock)();
-        let have = link.acks_have + len;
-        let whole = have - have % ACK_LEN;
-        for at in (0..whole).step_by(ACK_LEN) {
-            let record = *self.io.acks()[at..].first_chunk().expect("a whole record");
-            if !self.acknowledged(&record) {
-                self.lose(LostReason::Protocol);
-                return;
-            }
+        match usize::try_from(result) {
+            Ok(0) => return self.lose(LostReason::PeerClosed),
+            Ok(len) => link.acks_written += len as u64,
+            Err(_) if result == -libc::ENOBUFS => return,
+            Err(_) => return self.lose(LostReason::Network),
         }
-        self.io.acks().copy_within(whole..have, 0);
-        if let Some(link) = &mut self.link {
-            link.acks_have = have - whole;
+        self.now = (self.config.clock)();
+        while let Some(link) = &mut self.link
+            && link.acks_written - link.acks_read >= ACK_LEN as u64
+        {
+            let record = self.io.ack(link.acks_read);
+            link.acks_read += ACK_LEN as u64;
+            if !self.acknowledged(&record) {
+                return self.lose(LostReason::Protocol);
+            }
         }
     }
 
@@ -240,13 +236,12 @@ impl<R: Ring> Engine<R> {
 
     /// Keeps a receive under way on the connection.
     pub(super) fn arm_link(&mut self) -> std::io::Result<()> {
-        let (Some(params), Some(link)) = (self.params, &self.link) else {
+        let (Some(params), true) = (self.params, self.link.is_some()) else {
             return Ok(());
         };
         match params.role {
             Role::Sender => {
-                let have = link.acks_have;
-                self.io.receive_acks(have);
+                self.arm_acks();
                 Ok(())
             }
             Role::Receiver => {
@@ -255,6 +250,40 @@ impl<R: Ring> Engine<R> {
                     self.broken();
                 }
                 Ok(())
+            }
+        }
+    }
+
+    fn arm_acks(&mut self) {
+        let Some(link) = &mut self.link else {
+            return;
+        };
+        // What is not read yet is never written over.
+        let end = link.acks_read + ACK_BUFFER as u64;
+        if let Some(provided) = &mut link.provided {
+            while *provided + ACK_STRETCH <= end {
+                let at = self.io.acks_at(*provided);
+                // SAFETY: the bytes live as long as the ring, and these are free.
+                if !unsafe { self.io.ring().provide(at, ACK_STRETCH as u32) } {
+                    break;
+                }
+                *provided += ACK_STRETCH;
+            }
+        }
+        if self.io.is_under_way(Token::ReceiveAck) {
+            return;
+        }
+        if link.provided.is_some() {
+            // SAFETY: as above.
+            unsafe { self.io.receive_provided(Token::ReceiveAck) };
+        } else {
+            let at = link.acks_written;
+            let contiguous = ACK_BUFFER as u64 - at % ACK_BUFFER as u64;
+            let len = contiguous.min(end - at);
+            // SAFETY: as above.
+            unsafe {
+                let bytes = self.io.acks_at(at);
+                self.io.receive(Token::ReceiveAck, bytes, len as u32);
             }
         }
     }
@@ -274,7 +303,7 @@ impl<R: Ring> Engine<R> {
             if provided > receiver.written() {
                 receiver.ask_no_kick();
                 // SAFETY: as above.
-                unsafe { self.io.receive_provided() };
+                unsafe { self.io.receive_provided(Token::ReceiveLog) };
                 return Ok(());
             }
         } else {
@@ -286,8 +315,9 @@ impl<R: Ring> Engine<R> {
             if free > 0 {
                 receiver.ask_no_kick();
                 let len = free.min(RECEIVE_BYTES) as u32;
+                let bytes = receiver.address(written);
                 // SAFETY: as above; `len` bytes behind `written` are free and contiguous.
-                unsafe { self.io.receive_log(receiver.address(written), len) };
+                unsafe { self.io.receive(Token::ReceiveLog, bytes, len) };
                 return Ok(());
             }
         }
@@ -379,15 +409,15 @@ impl<R: Ring> Engine<R> {
         };
         let file: OwnedFd = socket.as_fd().try_clone_to_owned()?;
         self.io.set_file(Slot::Socket, Some(file))?;
-        let provided = match (&self.receiver, params.role) {
-            (Some(receiver), Role::Receiver) if self.io.ring().can_provide() => {
-                Some(receiver.written())
-            }
-            _ => None,
+        let start = match (&self.receiver, params.role) {
+            (Some(receiver), Role::Receiver) => receiver.written(),
+            _ => 0,
         };
+        let provided = self.io.ring().can_provide().then_some(start);
         self.link = Some(Link {
             socket,
-            acks_have: 0,
+            acks_written: 0,
+            acks_read: 0,
             active_at: self.now,
             provided,
             closing: false,
