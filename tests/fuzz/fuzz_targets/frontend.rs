@@ -41,7 +41,7 @@ fn world() -> &'static World {
     WORLD.get_or_init(|| {
         let (engine, inbox, doorbell) = EngineHandle::new().expect("an eventfd");
         let (reports, _) = mpsc::channel();
-        let config = EngineConfig { linger_ns: 10_000_000, yield_in_spin: true, clock: monotonic_ns };
+        let config = EngineConfig { linger_ns: 10_000_000, yield_in_spin: true, yield_to_called: true, clock: monotonic_ns };
         std::thread::spawn(move || {
             let ring = Uring::new(UringOptions::default()).expect("this host has io_uring");
             let engine = Engine::new(ring, config, inbox, doorbell, reports);

@@ -55,7 +55,7 @@ impl World {
         let kernel = Simulated::new(provides);
         let (handle, inbox, doorbell) = EngineHandle::new().expect("an eventfd");
         let (reports, _) = mpsc::channel();
-        let config = EngineConfig { linger_ns: 1_000_000_000, yield_in_spin: false, clock: || NOW.get() };
+        let config = EngineConfig { linger_ns: 1_000_000_000, yield_in_spin: false, yield_to_called: false, clock: || NOW.get() };
         let engine = Engine::new(kernel.clone(), config, inbox, doorbell, reports).expect("a simulated kernel");
         let params = SessionParams { session: SESSION, epoch: Epoch(1), role, reach: Reach::Listen };
         let mut this = Self { engine, kernel, handle, layout, vmm, memory, params };

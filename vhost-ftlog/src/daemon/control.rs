@@ -297,14 +297,6 @@ impl VhostUserBackendReqHandlerMut for Control {
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        if let Some(file) = &fd {
-            let flags = rustix::fs::fcntl_getfl(file).map_err(|_| Error::InvalidParam)?;
-            if flags.contains(OFlags::NONBLOCK) {
-                return Err(Error::InvalidOperation(
-                    "a kick eventfd must be a blocking one",
-                ));
-            }
-        }
         self.vring(index.into())?.kick = fd;
         self.restart(index.into())
     }

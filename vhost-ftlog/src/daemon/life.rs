@@ -43,16 +43,16 @@ pub fn enter_cgroup(group: &Path) -> io::Result<()> {
     std::fs::write(group.join("cgroup.procs"), "0")
 }
 
-/// Sets the scheduling of the calling thread; a refusal is logged, not fatal.
-pub fn schedule(priority: Priority) {
-    let result = match priority {
-        Priority::None => Ok(()),
-        Priority::Nice => nice(),
-        Priority::Fifo => fifo().or_else(|_| nice()),
-    };
-    if let Err(error) = result {
+/// Sets the scheduling of the calling thread; a refusal is logged, not fatal. True where it is real-time now.
+pub fn schedule(priority: Priority) -> bool {
+    let real_time = priority == Priority::Fifo && fifo().is_ok();
+    if real_time || priority == Priority::None {
+        return real_time;
+    }
+    if let Err(error) = nice() {
         tracing::warn!(%error, ?priority, "scheduling of the data thread stays as it is");
     }
+    false
 }
 
 fn nice() -> io::Result<()> {

@@ -199,9 +199,10 @@ fn start_engine(
 ) -> Result<EngineHandle, RunError> {
     let (engine, inbox, doorbell) = EngineHandle::new().map_err(io_error("eventfd"))?;
     let (reports, reported) = mpsc::channel();
-    let config = EngineConfig {
+    let mut config = EngineConfig {
         linger_ns: options.linger_ms * 1_000_000,
         yield_in_spin: !options.spin_hard,
+        yield_to_called: false,
         clock: life::monotonic_ns,
     };
     let (priority, cpu) = (options.priority, options.cpu);
@@ -224,7 +225,7 @@ fn start_engine(
             }
         };
         let _ = set_up.send(Ok(()));
-        life::schedule(priority);
+        config.yield_to_called = life::schedule(priority);
         let run = || {
             Engine::new(ring, config, inbox, doorbell, reports).and_then(|mut engine| engine.run())
         };

@@ -34,7 +34,7 @@ pub(super) struct QueueEvents {
 impl QueueEvents {
     pub(super) fn new() -> Result<Self, Error> {
         Ok(Self {
-            kick: Event::kick()?,
+            kick: Event::new()?,
             call: Event::new()?,
         })
     }

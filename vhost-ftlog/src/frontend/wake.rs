@@ -15,17 +15,9 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// One that the daemon waits on: it needs a blocking one.
-    pub(super) fn kick() -> Result<Self, Error> {
-        Self::with(EventfdFlags::CLOEXEC)
-    }
-
-    /// One that this process waits on. Nobody who writes to it waits.
+    /// One whose count is zero. Nobody who writes to it waits.
     pub(super) fn new() -> Result<Self, Error> {
-        Self::with(EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-    }
-
-    fn with(flags: EventfdFlags) -> Result<Self, Error> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let file =
             rustix::event::eventfd(0, flags).map_err(|error| io_error("eventfd")(error.into()))?;
         Ok(Self { file })

@@ -82,7 +82,6 @@ pub(super) const ACK_BUFFER: usize = 128 * ACK_LEN;
 /// Memory that operations use. It must not move or go while they are under way.
 struct Words {
     tick: KernelTime,
-    counts: [UnsafeCell<u64>; SLOTS as usize],
     acks_in: UnsafeCell<[u8; ACK_BUFFER]>,
     ack_out: UnsafeCell<[u8; ACK_LEN]>,
 }
@@ -112,7 +111,6 @@ impl<R: Ring> Io<R> {
                     seconds: 0,
                     nanoseconds: TICK_NS,
                 },
-                counts: std::array::from_fn(|_| UnsafeCell::new(0)),
                 acks_in: UnsafeCell::new([0; ACK_BUFFER]),
                 ack_out: UnsafeCell::new([0; ACK_LEN]),
             }),
@@ -164,14 +162,13 @@ impl<R: Ring> Io<R> {
         unsafe { self.ring.push(op, token as u64) };
     }
 
-    /// Waits for an eventfd, unless that is under way or the slot is empty.
+    /// Waits for the signals of an eventfd, unless that is under way or the slot is empty.
     pub(super) fn watch_event(&mut self, token: Token, slot: Slot) {
         if self.is_under_way(token) || self.files[slot as usize].is_none() {
             return;
         }
-        let count = self.words.counts[slot as usize].get();
-        // SAFETY: the word lives in a box as long as self, and nobody else uses it.
-        unsafe { self.begin(token, Op::ReadEvent { slot, count }) };
+        // SAFETY: the operation names no memory.
+        unsafe { self.begin(token, Op::WatchEvent { slot }) };
     }
 
     /// Wakes this thread after the time of a tick, unless that is under way.

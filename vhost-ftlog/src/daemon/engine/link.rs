@@ -154,6 +154,10 @@ impl<R: Ring> Engine<R> {
             // A futex of our own mapping; there is nothing to do where waking fails.
             let _ = rustix::thread::futex::wake(word, flags, i32::MAX as u32);
         }
+        if acked.call && self.config.yield_to_called {
+            std::thread::yield_now();
+            self.now = (self.config.clock)();
+        }
     }
 
     /// Frames that came are checked, committed, then acknowledged, then told to the VMM.
@@ -235,22 +239,16 @@ impl<R: Ring> Engine<R> {
     }
 
     /// Keeps a receive under way on the connection.
-    pub(super) fn arm_link(&mut self) -> std::io::Result<()> {
-        let (Some(params), true) = (self.params, self.link.is_some()) else {
-            return Ok(());
-        };
-        match params.role {
-            Role::Sender => {
-                self.arm_acks();
-                Ok(())
-            }
-            Role::Receiver => {
+    pub(super) fn arm_link(&mut self) {
+        match self.role() {
+            Some(Role::Sender) => self.arm_acks(),
+            Some(Role::Receiver) => {
                 if let Err(error) = self.arm_delivery() {
                     tracing::error!(%error, "the VMM broke the delivery ring");
                     self.broken();
                 }
-                Ok(())
             }
+            None => {}
         }
     }
 

@@ -48,12 +48,11 @@ pub struct KernelTime {
 /// One operation.
 #[derive(Debug, Clone, Copy)]
 pub enum Op {
-    /// Take the count of an eventfd, waiting until it is not zero.
-    ReadEvent {
+    /// Wait for signals of an eventfd, again and again: one answer for those that came together. Its count is
+    /// left as it is.
+    WatchEvent {
         /// Which.
         slot: Slot,
-        /// Where the count goes.
-        count: *mut u64,
     },
     /// Send a whole message on the connection, from many buffers.
     SendMessage {

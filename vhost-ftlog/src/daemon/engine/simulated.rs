@@ -134,14 +134,15 @@ impl Kernel {
     /// `None` where the operation goes on waiting.
     fn attempt(&mut self, op: Op, token: u64) -> Option<()> {
         match op {
-            Op::ReadEvent { slot, count } => {
-                let signalled = &mut self.events[slot as usize];
-                if *signalled == 0 {
-                    return None;
+            Op::WatchEvent { slot } => {
+                if std::mem::take(&mut self.events[slot as usize]) > 0 {
+                    self.completions.push_back(Completion {
+                        token,
+                        result: i32::from(libc::POLLIN),
+                        more: true,
+                    });
                 }
-                // SAFETY: the engine keeps the word until the answer.
-                unsafe { count.write(std::mem::take(signalled)) };
-                self.answer(token, 8);
+                return None;
             }
             Op::SendMessage { message } => {
                 // SAFETY: the engine keeps message and buffers until the answer.

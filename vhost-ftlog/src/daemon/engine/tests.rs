@@ -52,6 +52,7 @@ impl Side {
         let config = EngineConfig {
             linger_ns: 1_000_000_000,
             yield_in_spin: false,
+            yield_to_called: false,
             clock: now,
         };
         let engine = Engine::new(kernel.clone(), config, inbox, doorbell, report).unwrap();
@@ -336,6 +337,27 @@ fn short_sends_of_any_length_change_nothing() {
                 delivered.extend_from_slice(frame.body);
             }
             assert_eq!(delivered, published, "limit {limit}");
+        }
+    }
+}
+
+/// Wherever the kernel cuts records, and round the end of their ring.
+#[test]
+fn records_that_come_in_pieces_are_put_together() {
+    for provides in [true, false] {
+        let (mut primary, mut backup) = pair(provides);
+        for i in 0..300 {
+            primary.session.producer.append_urgent(b"output").unwrap();
+            primary.settle();
+            backup.kernel.arrive(&primary.kernel.take_sent());
+            backup.settle();
+            let record = backup.kernel.take_sent();
+            let (first, rest) = record.split_at(i as usize % record.len());
+            for piece in [first, rest] {
+                primary.kernel.arrive(piece);
+                primary.settle();
+            }
+            assert_eq!(primary.session.acks.acked().unwrap(), Seq(i + 1));
         }
     }
 }
