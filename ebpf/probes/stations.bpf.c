@@ -2,7 +2,7 @@
 /*
  * The stations of a log entry, as the trace points of pollux and vhost-ftlog tell them (crate usdt): one
  * program for each, hooked to a no-op of the program by a uprobe, with the arguments session, from and
- * upto in the first three argument registers.
+ * upto in the first three argument registers and the time in the fifth.
  *
  * Events go to a ring buffer whose reader looks by itself now and then: a wake-up here would cost the
  * program that is watched more than the event does.
@@ -35,7 +35,6 @@ struct {
 
 static __always_inline int pass(struct pt_regs *ctx, __u32 station)
 {
-	__u64 now = bpf_ktime_get_ns();
 	struct bpf_pidns_info who = {};
 	struct station_event *event;
 
@@ -49,7 +48,7 @@ static __always_inline int pass(struct pt_regs *ctx, __u32 station)
 		return 0;
 	}
 	bpf_get_ns_current_pid_tgid(pid_namespace_device, pid_namespace_inode, &who, sizeof(who));
-	event->time_ns = now;
+	event->time_ns = PT_REGS_PARM5(ctx);
 	event->session = PT_REGS_PARM1(ctx);
 	event->from = PT_REGS_PARM2(ctx);
 	event->upto = PT_REGS_PARM3(ctx);

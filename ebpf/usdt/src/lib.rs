@@ -18,8 +18,9 @@
 //! Place the calls where the fact is established: `committed` after the commit point is published,
 //! `acknowledged` when the record has been taken from the socket. The notes of the trace points are in
 //! the ELF section `.note.stapsdt` (the format of SystemTap's sys/sdt.h, which perf, bpftrace and gdb
-//! read too), provider `pollux`, with three arguments: session, from, upto. On machines other than
-//! x86-64 the stations are compiled to nothing.
+//! read too), provider `pollux`, with four arguments: session, from, upto, and the time
+//! at which the program was here, in ns of CLOCK_MONOTONIC, which what the event itself costs is not in. On
+//! machines other than x86-64 the stations are compiled to nothing.
 
 mod note;
 mod sampling;

@@ -25,7 +25,7 @@ impl Gate {
     }
 }
 
-/// One trace point with the name `$name` and three arguments of 64 bits.
+/// One trace point with the name `$name` and four arguments of 64 bits; the last is the time.
 #[cfg(target_arch = "x86_64")]
 macro_rules! station {
     ($name:literal, $session:expr, $from:expr, $upto:expr) => {{
@@ -36,7 +36,7 @@ macro_rules! station {
 
         #[cold]
         #[inline(never)]
-        fn show(session: u64, from: u64, upto: u64) {
+        fn show(session: u64, from: u64, upto: u64, time_ns: u64) {
             // SAFETY: a no-op. What the kernel puts in its place keeps all registers and the stack.
             // The rest goes to a section that is not loaded.
             #[allow(unsafe_code)]
@@ -55,21 +55,23 @@ macro_rules! station {
                     ".8byte {gate}",
                     ".asciz \"pollux\"",
                     concat!(".asciz \"", $name, "\""),
-                    ".asciz \"8@%rdi 8@%rsi 8@%rdx\"",
+                    ".asciz \"8@%rdi 8@%rsi 8@%rdx 8@%r8\"",
                     "994: .balign 4",
                     ".popsection",
                     gate = sym GATE,
                     in("rdi") session,
                     in("rsi") from,
                     in("rdx") upto,
+                    // Not the fourth register: the system call by which a kernel may come here takes it.
+                    in("r8") time_ns,
                     options(nostack, preserves_flags, att_syntax),
                 );
             }
         }
 
         if GATE.is_open() && $crate::sampling::sampled($from, $upto) {
-            $crate::sampling::shows();
-            show($session, $from, $upto);
+            let time_ns = $crate::sampling::shows();
+            show($session, $from, $upto, time_ns);
         }
     }};
 }

@@ -6,8 +6,8 @@
 //! the smaller: what the coarsest process shows has been shown by all of them.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::OnceLock;
-use std::time::Instant;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Least distance between sampled appends, unless another is set: dense enough for a log of a thousand
 /// appends a second.
@@ -99,13 +99,14 @@ pub fn distance_of_environment() -> Option<u64> {
     std::env::var(DISTANCE_VARIABLE).ok()?.trim().parse().ok()
 }
 
-/// An event is shown: called where somebody listens only.
+/// An event is shown: called where somebody listens only. Gives the time of it, in ns of CLOCK_MONOTONIC.
 #[cold]
 #[inline(never)]
-pub fn shows() {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let now = START.get_or_init(Instant::now).elapsed();
-    PACE.shows(now.as_nanos() as u64);
+pub fn shows() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    PACE.shows(now_ns);
+    now_ns
 }
 
 /// Whether one of the positions `from..upto` is sampled.

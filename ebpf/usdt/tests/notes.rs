@@ -76,7 +76,7 @@ fn every_station_has_a_note_with_a_hook_and_a_gate() {
     let mut gates = BTreeMap::new();
     for note in notes(&file) {
         assert_eq!(note.provider, PROVIDER);
-        assert_eq!(note.arguments, "8@%rdi 8@%rsi 8@%rdx");
+        assert_eq!(note.arguments, "8@%rdi 8@%rsi 8@%rdx 8@%r8");
         assert_eq!(note.base, 0);
         assert_eq!(
             bytes_at(&file, note.pc, 5),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use object::read::{ReadCache, ReadRef};
-use object::{Object, ObjectSection, ObjectSegment};
+use object::{Object, ObjectSection, ObjectSegment, SectionKind};
 use thiserror::Error;
 use usdt::{PROVIDER, Station};
 
@@ -72,8 +72,8 @@ fn read<'a>(data: impl ReadRef<'a>) -> Result<Vec<Note>, String> {
         let Some(station) = Station::ALL.into_iter().find(|s| s.name() == name) else {
             continue;
         };
-        // The linker keeps the notes of code that it has left out, without an address.
-        if hook == 0 {
+        // The linker keeps the notes of code that it has left out, with addresses in a function at 0.
+        if !is_code(&file, hook) {
             continue;
         }
         let offset = |address| {
@@ -93,6 +93,13 @@ fn read<'a>(data: impl ReadRef<'a>) -> Result<Vec<Note>, String> {
         });
     }
     Ok(notes)
+}
+
+fn is_code<'a>(file: &object::File<'a, impl ReadRef<'a>>, address: u64) -> bool {
+    file.sections().any(|section| {
+        let inside = section.address()..section.address() + section.size();
+        section.kind() == SectionKind::Text && inside.contains(&address)
+    })
 }
 
 /// Names and addresses in the notes of our provider.
