@@ -1,6 +1,7 @@
 //! Cases whose producer goes as fast as it can: one entry at a time, or as much as the channel takes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use format::Seq;
@@ -218,18 +219,18 @@ pub(super) fn with_consumer<T: Send>(
     priority: Priority,
     job: impl FnOnce() -> Result<T, Failure> + Send,
 ) -> Result<(T, u64, super::world::Side), Failure> {
-    let stop = AtomicBool::new(false);
+    // Closing the one end makes the other readable.
+    let (stop, stopped) = UnixStream::pair()?;
     let (done, consumed) = std::thread::scope(|scope| {
         let consumer = &mut backup.session.consumer;
-        let stop = &stop;
         let consuming = scope.spawn(move || {
             world.b.run(|| {
                 life::schedule(priority);
-                consume(consumer, stop)
+                consume(consumer, stopped.as_fd())
             })
         });
         let done = job();
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         (done, consuming.join())
     });
     let consumed = consumed.map_err(|_| "the consumer panicked")??;

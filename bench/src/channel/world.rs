@@ -2,14 +2,16 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use format::{Epoch, Seq, SessionId};
 use harness::{Host, Link};
 use ring::ArenaConfig;
+use rustix::event::{PollFd, PollFlags, poll};
 use vhost_ftlog::config_space::{Reach, Role, SessionParams, Tuning};
 use vhost_ftlog::frontend::{
     Channel, ChannelConfig, ChannelEvent, Daemon, Events, LogConsumer, Session, SpawnConfig,
@@ -211,15 +213,26 @@ impl Side {
     }
 }
 
-/// Takes what is delivered, as a replica does that keeps up, until told to stop. The CPU time of it, in ns.
-pub(super) fn consume(consumer: &mut LogConsumer, stop: &AtomicBool) -> Result<u64, Failure> {
+/// Takes what is delivered, as a replica does that keeps up, until `stop` becomes readable. The CPU time of
+/// it, in ns.
+pub(super) fn consume(consumer: &mut LogConsumer, stop: BorrowedFd<'_>) -> Result<u64, Failure> {
     let before = cpu::of_this_thread();
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         while consumer.next_frame()?.is_some() {}
         consumer.release();
-        consumer.wait(Duration::ZERO, Some(Duration::from_millis(20)))?;
+        if consumer.arm() {
+            continue;
+        }
+        let mut signals = [
+            PollFd::new(&*consumer, PollFlags::IN),
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+        ];
+        poll(&mut signals, None)?;
+        if !signals[1].revents().is_empty() {
+            return Ok(cpu::of_this_thread() - before);
+        }
+        consumer.clear()?;
     }
-    Ok(cpu::of_this_thread() - before)
 }
 
 /// The program beside this one, unless another is named.

@@ -24,6 +24,9 @@ pub(crate) struct Measure {
     /// Lowest, middle and highest of the runs' medians, or of the runs' values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) spread: Option<[f64; 3]>,
+    /// The same of the runs' 99th percentiles: whether a tail is one run's or every run's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spread_p99: Option<[f64; 3]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) value: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,13 +107,15 @@ impl Measure {
     /// The distribution over all runs, in microseconds, with the spread of the runs' medians.
     pub(crate) fn microseconds_of_runs(name: impl Into<String>, runs: &[Histogram<u64>]) -> Self {
         let mut all = Histogram::new(3).expect("3 digits are legal");
-        let mut medians = Vec::new();
+        let (mut medians, mut tails) = (Vec::new(), Vec::new());
         for run in runs.iter().filter(|run| !run.is_empty()) {
             all.add(run).expect("grows as it needs");
             medians.push(run.value_at_quantile(0.5) as f64 / 1e3);
+            tails.push(run.value_at_quantile(0.99) as f64 / 1e3);
         }
         Self {
             spread: spread(&medians),
+            spread_p99: spread(&tails),
             ..Self::microseconds(name, &all)
         }
     }
