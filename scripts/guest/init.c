@@ -100,13 +100,13 @@ static void load_module(const char *path)
         sys1(__NR_close, fd);
 }
 
-/* /modules/order: one file name a line, in the order to load them in. */
-static void load_modules(void)
+/* `list`: one file name a line, in the order to load them in. */
+static void load_modules(const char *list)
 {
     static char order[2048];
-    long fd = sys3(__NR_open, "/modules/order", O_RDONLY, 0);
+    long fd = sys3(__NR_open, list, O_RDONLY, 0);
     if (fd < 0)
-        return complain("open ", "/modules/order", fd);
+        return complain("open ", list, fd);
     long size = sys3(__NR_read, fd, order, sizeof order - 1);
     sys1(__NR_close, fd);
     for (long start = 0, at = 0; at < size; at++)
@@ -351,7 +351,7 @@ static void set_up(void)
     sys2(__NR_mkdir, "/tmp", 01777);
     sys2(__NR_mkdir, "/run", 0755);
     read_command_line();
-    load_modules();
+    load_modules("/modules/order");
     configure_network();
     sys2(__NR_mkdir, "/data", 0755);
     long disk = sys2(__NR_access, "/dev/vda", 0);
@@ -380,6 +380,7 @@ int main(int argc, char **argv)
     }
     say("READY");
     long shell = start_shell();
+    load_modules("/modules/later");
 
     for (;;) {
         long signal = sys4(__NR_rt_sigtimedwait, &SIGNALS, 0, 0, sizeof SIGNALS);

@@ -403,6 +403,7 @@ mod tests {
                 hidden_but_usable: Vec::new(),
                 window_in_ring0: WindowPrecision::Exact,
                 window_at_ring3_entry: WindowPrecision::Exact,
+                gigabyte_pages: true,
                 dirty_log_exact: true,
             },
             speeds: Speeds {

@@ -217,7 +217,7 @@ fn plan(
 ) -> Result<PatchPlan, guest_kernel::PlanError> {
     let fast_boot = host.is_ring0_emulated().then_some(FastBoot {
         slow_timer: true,
-        paravirtual_pages: false,
+        gigabyte_pages: host.cpuid_policy().gigabyte_pages,
     });
     let options = PlanOptions {
         quirks: quirks(host),

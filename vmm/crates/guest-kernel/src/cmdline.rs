@@ -11,8 +11,8 @@ use crate::ports;
 /// Whether the guest's timer ticks while it idles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ClockTick {
-    /// The tick stops in idle: an idle guest makes the fewest exits. The timer chip cannot wait
-    /// longer than 27 ms, so some 37 ticks a second remain.
+    /// The tick stops in idle: an idle guest makes the fewest exits. The kernel has the timer chip wait
+    /// 27 ms at most (55 ms with FastBoot), so some ticks remain.
     #[default]
     StopsInIdle,
     /// 250 ticks a second, always.

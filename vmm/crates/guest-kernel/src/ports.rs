@@ -20,19 +20,6 @@ pub const RDTSC: u16 = 0xE8;
 /// `RBX`, `RCX` and `RDX`, upper halves cleared.
 pub const CPUID: u16 = 0xE9;
 
-/// `out 0xEA, al` stands for clearing one page (`clear_page`).
-///
-/// `RDI` holds the guest-virtual address of the page, 4096-byte aligned. The VMM fills the page with
-/// zeros before the vCPU runs on. It changes no register. `AL` means nothing. The write goes past
-/// KVM's dirty log: the VMM must count the page as dirty itself.
-pub const CLEAR_PAGE: u16 = 0xEA;
-
-/// `out 0xEB, al` stands for copying one page (`copy_page`).
-///
-/// `RDI` holds the destination and `RSI` the source, both guest-virtual and 4096-byte aligned. As for
-/// [`CLEAR_PAGE`], the VMM counts the destination as dirty.
-pub const COPY_PAGE: u16 = 0xEB;
-
 /// `out 0xF4, al` powers the machine off; `AL` is a status for the VMM's log.
 ///
 /// Besides, a vCPU that executes `HLT` with interrupts disabled is off as well: that is what Linux

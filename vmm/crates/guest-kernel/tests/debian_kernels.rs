@@ -20,7 +20,7 @@ const EVERYTHING: PlanOptions = PlanOptions {
     },
     fast_boot: Some(FastBoot {
         slow_timer: true,
-        paravirtual_pages: true,
+        gigabyte_pages: true,
     }),
     allow_unknown_series: false,
 };

@@ -31,6 +31,10 @@ const PML4: u64 = 0x8000;
 const PDPT: u64 = 0x9000;
 const PD_LOW: u64 = 0xa000;
 const PD_MMIO: u64 = 0xb000;
+/// Flags of an entry of a page table.
+const PRESENT_WRITE_USER: u64 = 7;
+/// The entry is a large page, not a table.
+const LARGE: u64 = 1 << 7;
 const KERNEL_STACK: u64 = 0x60000;
 const FIRST_STACK: u64 = 0x70000;
 
@@ -188,6 +192,15 @@ impl BareGuest {
         self.vcpu.set_regs(&regs);
     }
 
+    /// Maps the first gigabyte by one page, from the next run on.
+    ///
+    /// # Errors
+    /// [`Error::Ram`] never, since the table lies in RAM; what KVM refuses.
+    pub fn map_gigabyte(&mut self) -> Result<(), Error> {
+        write_word(self.vm.memory(), PDPT, LARGE | PRESENT_WRITE_USER)?;
+        self.vm.flush_shadow()
+    }
+
     /// Sets where SYSCALL goes.
     ///
     /// # Errors
@@ -206,8 +219,6 @@ impl BareGuest {
 }
 
 fn write_tables(ram: &GuestRam) -> Result<(), Error> {
-    const PRESENT_WRITE_USER: u64 = 7;
-    const LARGE: u64 = 1 << 7;
     const GIB: u64 = 1 << 30;
     for (index, entry) in GDT_ENTRIES.iter().enumerate() {
         write_word(ram, GDT + index as u64 * 8, *entry)?;

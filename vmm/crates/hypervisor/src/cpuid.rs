@@ -21,6 +21,8 @@ pub struct CpuidPolicy {
     pub tsc: bool,
     /// Offer POPCNT. Right where ring 0 can execute it.
     pub popcnt: bool,
+    /// Offer pages of a gigabyte. Right where the guest's page tables can hold them.
+    pub gigabyte_pages: bool,
 }
 
 impl Default for CpuidPolicy {
@@ -28,6 +30,7 @@ impl Default for CpuidPolicy {
         Self {
             tsc: true,
             popcnt: false,
+            gigabyte_pages: false,
         }
     }
 }
@@ -82,6 +85,7 @@ const LEAF1_EBX: u32 = 8 << 8;
 const EXT1_ECX: u32 = 1 << 0;
 /// Leaf 80000001h EDX: SYSCALL, NX, LM.
 const EXT1_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 29;
+const EXT1_EDX_GIGABYTE_PAGES: u32 = 1 << 26;
 /// Highest basic leaf: without 2 and 4 the guest's C library falls back to its own cache sizes.
 const MAX_BASIC: u32 = 1;
 /// Highest extended leaf: the one with the address widths.
@@ -184,7 +188,7 @@ fn restrict(leaf: CpuidLeaf, policy: CpuidPolicy) -> Option<CpuidLeaf> {
         0x8000_0001 => CpuidLeaf {
             ebx: 0,
             ecx: leaf.ecx & EXT1_ECX,
-            edx: leaf.edx & EXT1_EDX,
+            edx: leaf.edx & (EXT1_EDX | option(policy.gigabyte_pages, EXT1_EDX_GIGABYTE_PAGES)),
             ..leaf
         },
         0x8000_0002..=0x8000_0006 => leaf,
@@ -265,11 +269,18 @@ mod tests {
     }
 
     #[test]
-    fn policy_decides_about_tsc_and_popcnt() {
-        for (tsc, popcnt) in [(false, false), (false, true), (true, false), (true, true)] {
-            let table = CpuidTable::restricted(&everything(), CpuidPolicy { tsc, popcnt });
-            assert_eq!(table.lookup(1, 0).edx & 1 << 4 != 0, tsc);
-            assert_eq!(table.lookup(1, 0).ecx & 1 << 23 != 0, popcnt);
+    fn policy_decides_about_tsc_popcnt_and_gigabyte_pages() {
+        for bits in 0..8 {
+            let policy = CpuidPolicy {
+                tsc: bits & 1 != 0,
+                popcnt: bits & 2 != 0,
+                gigabyte_pages: bits & 4 != 0,
+            };
+            let table = CpuidTable::restricted(&everything(), policy);
+            assert_eq!(table.lookup(1, 0).edx & 1 << 4 != 0, policy.tsc);
+            assert_eq!(table.lookup(1, 0).ecx & 1 << 23 != 0, policy.popcnt);
+            let extended = table.lookup(0x8000_0001, 0).edx;
+            assert_eq!(extended & 1 << 26 != 0, policy.gigabyte_pages);
         }
     }
 
@@ -292,6 +303,7 @@ mod tests {
             CpuidPolicy {
                 tsc: true,
                 popcnt: true,
+                gigabyte_pages: true,
             },
         );
         assert_eq!(table.lookup(1, 0).edx, 1);

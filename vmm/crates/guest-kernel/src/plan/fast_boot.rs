@@ -7,7 +7,7 @@
 
 use super::planner::{Planner, Reason};
 use super::skips::{Skip, skip};
-use super::{FastBoot, initrd, pages, prelink, startup, tables, timer};
+use super::{FastBoot, gigabyte, initrd, memory_map, prelink, startup, tables, timer};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
 
@@ -203,9 +203,10 @@ pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanE
     if options.slow_timer {
         timer::plan(planner)?;
     }
-    if options.paravirtual_pages {
-        pages::plan(planner)?;
+    if options.gigabyte_pages {
+        gigabyte::plan(planner)?;
     }
+    memory_map::plan(planner)?;
     startup::plan(planner)?;
     initrd::plan(planner)?;
     tables::plan(planner)?;

@@ -27,7 +27,6 @@ struct Places {
     page_offset_base: u64,
     vmemmap_base: u64,
     filemap_add_folio: u64,
-    folio_unlock: u64,
     /// `kernel_write` behind its `call __fentry__`.
     rest: u64,
 }
@@ -43,10 +42,7 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
         planner.symbol("page_offset_base"),
         planner.symbol("vmemmap_base"),
     ];
-    let code = [
-        planner.symbol("filemap_add_folio"),
-        planner.symbol("folio_unlock"),
-    ];
+    let code = planner.symbol("__filemap_add_folio");
     let site = planner.fentry_site("kernel_write");
     let (
         [
@@ -55,7 +51,7 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
             Some(page_offset_base),
             Some(vmemmap_base),
         ],
-        [Some(filemap_add_folio), Some(folio_unlock)],
+        Some(filemap_add_folio),
         Some((addr, old)),
     ) = (data, code, site)
     else {
@@ -67,7 +63,6 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
         page_offset_base,
         vmemmap_base,
         filemap_add_folio,
-        folio_unlock,
         rest: addr + old.len() as u64,
     };
     match planner.stub(REASON, |stub| write_page(stub, places))? {
@@ -83,7 +78,9 @@ fn low(addr: u64) -> [u8; 4] {
 }
 
 /// Flags of a page: not reserved any more (bit 12), up to date and dirty (bits 2 and 3), so that it is
-/// not dropped. The size of the file is set already: its data come after it has been made that long.
+/// not dropped; locked (bit 0) while it is put into the page cache. It is put on no list of pages to reclaim:
+/// pages of a RAM disk cannot be. The size of the file is set already: its data come after it has been made
+/// that long.
 fn write_page(stub: u64, places: Places) -> Vec<u8> {
     let mut asm = Asm::at(stub);
     let (original, page, failed) = (asm.forward(), asm.forward(), asm.forward());
@@ -113,17 +110,17 @@ fn write_page(stub: u64, places: Places) -> Vec<u8> {
         .raw(&low(places.vmemmap_base))
         .raw(&[0x49, 0x89, 0xf4]) // mov r12, rsi: the page
         .raw(&[0x80, 0x66, 0x01, 0xef]) // and byte [rsi+1], 0xef
-        .raw(&[0x80, 0x0e, 0x0c]) // or byte [rsi], 0x0c
+        .raw(&[0x80, 0x0e, 0x0d]) // or byte [rsi], 0x0d
         .raw(&[0x48, 0x8b, 0xbf, 0xd8, 0, 0, 0]) // mov rdi, [rdi+0xd8]: the mapping
         .raw(&[0x48, 0x8b, 0x13]) // mov rdx, [rbx]
         .raw(&[0x48, 0xc1, 0xea, 0x0c]) // shr rdx, 12: the index
         .raw(&[0xb9])
         .raw(&GFP_KERNEL) // mov ecx, GFP_KERNEL
+        .raw(&[0x49, 0x89, 0xe0]) // mov r8, rsp: where a former page's shadow goes
         .call(places.filemap_add_folio)
         .raw(&[0x85, 0xc0]) // test eax, eax
         .short(0x75, failed) // jnz
-        .raw(&[0x4c, 0x89, 0xe7]) // mov rdi, r12
-        .call(places.folio_unlock)
+        .raw(&[0x41, 0x80, 0x24, 0x24, 0xfe]) // and byte [r12], 0xfe: nobody can wait for it yet
         .raw(&[0x48, 0x81, 0x03, 0, 0x10, 0, 0]) // add qword [rbx], 0x1000
         .raw(&[0xb8, 0, 0x10, 0, 0]) // mov eax, 0x1000
         .label(failed)
@@ -150,7 +147,6 @@ mod tests {
                 page_offset_base: 0xffff_ffff_8200_0010,
                 vmemmap_base: 0xffff_ffff_8200_0018,
                 filemap_add_folio: 0xffff_ffff_8120_0000,
-                folio_unlock: 0xffff_ffff_8121_0000,
                 rest: 0xffff_ffff_8130_0005,
             },
         );
@@ -183,16 +179,16 @@ mod tests {
              add rsi,[0FFFFFFFF82000018h]\n\
              mov r12,rsi\n\
              and byte ptr [rsi+1],0EFh\n\
-             or byte ptr [rsi],0Ch\n\
+             or byte ptr [rsi],0Dh\n\
              mov rdi,[rdi+0D8h]\n\
              mov rdx,[rbx]\n\
              shr rdx,0Ch\n\
              mov ecx,0CC0h\n\
+             mov r8,rsp\n\
              call 0FFFFFFFF81200000h\n\
              test eax,eax\n\
              jne short 0FFFFFFFF8101008Eh\n\
-             mov rdi,r12\n\
-             call 0FFFFFFFF81210000h\n\
+             and byte ptr [r12],0FEh\n\
              add qword ptr [rbx],1000h\n\
              mov eax,1000h\n\
              cdqe\n\

@@ -7,8 +7,9 @@
 mod alternatives;
 mod determinism;
 mod fast_boot;
+mod gigabyte;
 mod initrd;
-mod pages;
+mod memory_map;
 mod planner;
 mod prelink;
 mod quirks;
@@ -47,10 +48,12 @@ pub struct QuirkSet {
 /// How far to shorten the start on a host that emulates ring 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FastBoot {
-    /// Let the timer interrupt come every 27 ms at most, not every 4 ms. Needs `nohz=on`.
+    /// Let the timer interrupt come every 27 ms at most, and every 54 ms while something runs, not every
+    /// 4 ms. Needs `nohz=on`.
     pub slow_timer: bool,
-    /// Clear and copy pages through [`crate::ports::CLEAR_PAGE`] and [`crate::ports::COPY_PAGE`].
-    pub paravirtual_pages: bool,
+    /// Map the kernel and all memory by pages of a gigabyte, which an emulator walks faster. The CPUID table
+    /// must offer them.
+    pub gigabyte_pages: bool,
 }
 
 /// What to plan for.

@@ -3,6 +3,7 @@
 
 mod run_area;
 mod saved;
+mod stats;
 mod tsc;
 mod unemulated;
 mod vcpu;

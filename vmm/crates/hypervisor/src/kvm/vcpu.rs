@@ -12,7 +12,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
 
 use super::run_area::{self, AccessBytes};
-use super::{saved, tsc, unemulated};
+use super::{saved, stats, tsc, unemulated};
 use crate::kick::{self, Kicker};
 use crate::vcpu::{Unemulated, Vcpu};
 use crate::{CpuidTable, Error, Exit, GuestRam, RunError, Stop, VcpuState};
@@ -100,6 +100,13 @@ impl KvmVcpu {
     /// [`Error::NotSettled`], [`Error::MsrRefused`].
     pub fn set_msr(&mut self, index: u32, value: u64) -> Result<(), Error> {
         saved::set_msr(&self.fd, index, value)
+    }
+
+    /// How many instructions KVM has emulated for this vCPU: all of ring 0 where it runs no ring 0 natively.
+    /// None where KVM does not count them.
+    #[must_use]
+    pub fn emulated_instructions(&self) -> Option<u64> {
+        stats::counter(&self.fd, "insn_emulation")
     }
 
     pub(super) fn require_settled(&self) -> Result<(), Error> {

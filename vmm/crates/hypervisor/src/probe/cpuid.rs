@@ -14,6 +14,7 @@ pub(super) fn probe_hiding(ring: Ring) -> Result<bool, Error> {
     let policy = CpuidPolicy {
         tsc: false,
         popcnt: false,
+        gigabyte_pages: false,
     };
     let mut lab = Lab::over(|supported| CpuidTable::restricted(&supported, policy))?;
     lab.load(cpuid(), ring, 0)?;

@@ -3,7 +3,7 @@
 
 use super::lab::Lab;
 use crate::bare::{DATA, Ring};
-use crate::{Error, Gfn, Vm, guest_code};
+use crate::{CpuidPolicy, CpuidTable, Error, Gfn, Vm, guest_code};
 
 guest_code! {
     fn write_two_pages() {
@@ -31,6 +31,25 @@ pub(super) fn probe_dirty_log(lab: &mut Lab) -> Result<bool, Error> {
         lab.guest.vm.set_dirty_log(false)?;
     }
     Ok(exact)
+}
+
+guest_code! { fn write_and_tell() { "inc qword ptr [rbx]", "out 0x10, al" } }
+
+/// Maps the first gigabyte by one page and has both rings run and write there, under a table that offers it.
+pub(super) fn probe_gigabyte_pages() -> Result<bool, Error> {
+    let policy = CpuidPolicy {
+        gigabyte_pages: true,
+        ..CpuidPolicy::default()
+    };
+    let mut lab = Lab::over(|supported| CpuidTable::restricted(&supported, policy))?;
+    let mut work = true;
+    for ring in [Ring::Kernel, Ring::User] {
+        lab.load(write_and_tell(), ring, 0)?;
+        lab.guest.map_gigabyte()?;
+        lab.guest.update_regs(|regs| regs.rbx = DATA);
+        work &= lab.run().wrote_to(0x10);
+    }
+    Ok(work)
 }
 
 /// Whether the memory that the guest has touched lies in huge pages.

@@ -45,6 +45,7 @@ pub fn run() -> Result<HostProfile, Error> {
         cpuid_faults: cpuid::probe_faulting(&mut lab)?,
         window_in_ring0: interrupts::probe_ring0(&mut lab)?,
         window_at_ring3_entry: interrupts::probe_ring3_entry(&mut lab)?,
+        gigabyte_pages: memory::probe_gigabyte_pages()?,
         dirty_log_exact: memory::probe_dirty_log(&mut lab)?,
     };
     let speeds = speed::probe(&mut lab)?;

@@ -58,6 +58,8 @@ pub struct Quirks {
     pub window_in_ring0: WindowPrecision,
     /// The interrupt window where ring 3 is entered with interrupts on.
     pub window_at_ring3_entry: WindowPrecision,
+    /// Page tables of the guest may hold pages of a gigabyte, in both rings.
+    pub gigabyte_pages: bool,
     /// The dirty log has all pages that ring 0 and ring 3 wrote, and fetching clears it.
     pub dirty_log_exact: bool,
 }
@@ -88,6 +90,7 @@ impl HostProfile {
         CpuidPolicy {
             tsc: self.quirks.tsc != TscTrap::Impossible,
             popcnt: self.quirks.runs_in_ring0(Instruction::Popcnt),
+            gigabyte_pages: self.is_ring0_emulated() && self.quirks.gigabyte_pages,
         }
     }
 }
