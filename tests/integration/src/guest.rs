@@ -1,6 +1,7 @@
 //! The test guest: booted once for all tests of a process, with network, disk and Redis server; then each
 //! test goes on from its snapshot with a copy of the disk.
 
+use std::ffi::OsString;
 use std::fs::{self, File, FileTimes};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,19 @@ impl Guest {
     #[must_use]
     pub fn snapshot(&self) -> PathBuf {
         self.home.join("snapshot")
+    }
+
+    /// Kernel and initial RAM disk, as flags of a command that boots them.
+    #[must_use]
+    pub fn boot_flags() -> Vec<OsString> {
+        let image = repository().join(".cache/guest");
+        let file = |name: &str| image.join(name).into_os_string();
+        vec![
+            "--kernel".into(),
+            file("vmlinuz"),
+            "--initramfs".into(),
+            file("initramfs.cpio"),
+        ]
     }
 
     /// Copies the disk to `to`.
@@ -74,10 +88,7 @@ fn boot(image: &Path) -> Guest {
         .arg(&disk)
         .arg("--out")
         .arg(guest.snapshot())
-        .arg("--kernel")
-        .arg(image.join("vmlinuz"))
-        .arg("--initramfs")
-        .arg(image.join("initramfs.cpio"));
+        .args(Guest::boot_flags());
     let output = site.output(&mut command);
     assert!(
         output.status.success(),

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Output};
 
-use integration::{Vm, run, stderr};
+use harness::privileges;
+use integration::{Vm, pollux, run, stderr};
 
 use crate::scene::{Scene, replay, text};
 
@@ -17,9 +19,42 @@ fn a_program_that_executes_rdrand_unasked_leads_to_a_divergence_report() {
     let mut vm = scene.record(&recording, &[]);
     vm.ask("probe rdrand; probe rdrand; echo d-$((2+2))", "d-4");
     vm.stop();
-    let output = run(&["replay", text(&recording)]);
-    assert!(!output.status.success());
-    let report = stderr(&output);
+    assert_diverges(&run(&["replay", text(&recording)]));
+}
+
+/// RDPID shows the number of the host's processor, unless the host keeps a value for the guest or refuses the
+/// instruction: then every replica sees the same.
+#[test]
+fn a_program_that_executes_rdpid_unasked_diverges_on_another_cpu_or_sees_the_guests_own_value() {
+    let name = "a_program_that_executes_rdpid_unasked_diverges_on_another_cpu_or_sees_the_guests_own_value";
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    if cpus < 2 && !privileges::skip(name, "two CPUs") {
+        return;
+    }
+    let Some(scene) = Scene::new(name) else {
+        return;
+    };
+    let recording = scene.path("rdpid");
+    let mut vm = scene.record_on_cpu(1, &recording);
+    vm.ask("probe rdpid; echo d-$((2+1))", "d-3");
+    let shown = vm.said();
+    vm.stop();
+    let mut replay = Command::new("taskset");
+    replay.args(["-c", "0"]).arg(pollux());
+    let output = replay.arg("replay").arg(&recording).output().unwrap();
+    if shown.contains("rdpid 1") {
+        eprintln!("{name}: it shows the host's processor");
+        assert_diverges(&output);
+    } else {
+        eprintln!("{name}: it shows the guest's own value, or none");
+        assert!(output.status.success(), "{shown}{}", stderr(&output));
+    }
+}
+
+/// A divergence report that names the point.
+fn assert_diverges(output: &Output) {
+    assert!(!output.status.success(), "taken for a right replay");
+    let report = stderr(output);
     for part in [
         "DIVERGENCE at exit",
         "last agreed at exit",

@@ -7,5 +7,6 @@ mod divergence;
 mod loads;
 mod protected;
 mod refusals;
+mod restart;
 mod saves;
 mod scene;

@@ -44,6 +44,19 @@ impl Scene {
         vm
     }
 
+    /// The same, with the program kept to one CPU.
+    pub(crate) fn record_on_cpu(&self, cpu: usize, out: &Path) -> Vm {
+        let mut command = Command::new("taskset");
+        command.args(["-c", &cpu.to_string()]).arg(pollux());
+        command.args(["record", "--tap", "tap0", "--disk"]);
+        command.arg(self.disk("recorded.img"));
+        command.arg("--out").arg(out);
+        command.arg("--from-snapshot").arg(self.guest.snapshot());
+        let mut vm = Vm::start(&self.site, &mut command);
+        vm.ask("echo up-$((40+2))", "up-42");
+        vm
+    }
+
     /// Keeps the directory: something in it shows what failed.
     pub(crate) fn keep(&mut self) -> &Path {
         self.dir.disable_cleanup(true);
