@@ -12,6 +12,7 @@ mod machine;
 mod monotonic;
 mod record;
 mod report;
+mod restore;
 mod stage;
 mod storage;
 mod wire;
@@ -51,6 +52,8 @@ enum Bench {
     Demo(demo::Options),
     /// What recording costs a guest, how much it writes, and how fast it replays.
     Record(record::Options),
+    /// How long a snapshot takes to be a guest that answers.
+    Restore(restore::Options),
     /// What protection costs a guest: against the same guest unprotected.
     Cost(cost::Options),
     /// A protected VM for long, under mixed load on a busy machine: nothing may fail or grow.
@@ -80,6 +83,9 @@ fn main() -> ExitCode {
         }
         Bench::Record(options) => {
             report::print("record", json, |report| record::run(&options, report))
+        }
+        Bench::Restore(options) => {
+            report::print("restore", json, |report| restore::run(&options, report))
         }
         Bench::Endure(options) => {
             report::print("endure", json, |report| endure::run(&options, report))

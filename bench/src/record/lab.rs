@@ -1,31 +1,23 @@
-//! A guest on a host of its own: run, recorded, replayed, restored.
+//! A guest on a host of its own: run, recorded, replayed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Host, Process, Stream, wait_until};
+use harness::{Host, Process, Stream};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::Failure;
-use crate::stage::{
-    GUEST_ADDRESS, GUEST_REDIS, Patience, Programs, Shell, StageOptions, Start, with_keyboard,
-};
+use crate::stage::{Patience, Programs, Shell, StageOptions, Start, with_keyboard};
 
 /// How long a VM may take to end, and a replay at the most.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The MAC address that a guest has unless it is given another.
-const GUEST_MAC: &str = "02:50:4c:58:00:01";
-/// In the first seconds the guest is not idle: the snapshot was taken before its shell began.
+/// The first seconds are left out: what a guest does when it goes on from a snapshot is not idling.
 const SETTLE_S: u64 = 5;
-/// How long one attempt to reach the guest's Redis server may take.
-const ATTEMPT: Duration = Duration::from_millis(50);
 
 /// What a VM did.
 pub(super) struct Ran {
@@ -68,11 +60,6 @@ impl Lab {
         host.disable_ipv6()?;
         host.add_bridge("br0")?;
         host.add_tap("tap0", "br0")?;
-        host.command("ip", &["addr", "add", "10.77.0.1/24", "dev", "br0"])?;
-        // Known, so that the first packet is not an ARP request, which is repeated once a second only.
-        let guest = GUEST_ADDRESS.to_string();
-        let neighbour = ["neigh", "add", &guest, "lladdr", GUEST_MAC, "dev", "br0"];
-        host.command("ip", &neighbour)?;
         Ok(Self {
             snapshot: snapshot.to_owned(),
             start,
@@ -131,25 +118,6 @@ impl Lab {
         )
     }
 
-    /// From the start of the program to an answer of the guest.
-    pub(super) fn restore(&self) -> Result<Duration, Failure> {
-        let dir = tempfile::tempdir()?;
-        let disk = dir.path().join("disk.img");
-        self.start.place_disk(&disk)?;
-        let mut command = self.programs.pollux();
-        command.arg("restore").arg(&self.snapshot);
-        command.args(["--tap", "tap0", "--disk"]).arg(&disk);
-        let since = Instant::now();
-        let mut vmm = self.host.spawn(&mut command)?;
-        let answered = self
-            .host
-            .run(|| wait_until("an answer of the guest", || ping().is_ok_and(|pong| pong)));
-        let took = since.elapsed();
-        answered.map_err(|error| format!("{error}: {}", vmm.printed(Stream::Error)))?;
-        self.end(&mut vmm)?;
-        Ok(took)
-    }
-
     fn ran(&self, dir: &Path, command: Command, load: &str) -> Result<Ran, Failure> {
         let (mut vmm, keyboard) = self.begin(dir, command)?;
         let took = Shell::new(keyboard).run(&vmm, &self.patience, load)?;
@@ -198,16 +166,6 @@ impl Lab {
         }
         Err(format!("{words:?}: {}", String::from_utf8_lossy(&output.stderr)).into())
     }
-}
-
-/// Whether the guest's Redis server answers a PING.
-fn ping() -> std::io::Result<bool> {
-    let mut server = TcpStream::connect_timeout(&GUEST_REDIS, ATTEMPT)?;
-    server.set_read_timeout(Some(LIMIT))?;
-    server.write_all(b"PING\r\n")?;
-    let mut answer = [0; 7];
-    server.read_exact(&mut answer)?;
-    Ok(answer == *b"+PONG\r\n")
 }
 
 fn number(json: &Value, name: &str) -> Result<f64, Failure> {

@@ -1,14 +1,12 @@
 //! `pollux-bench record`: what recording costs a guest, how much it writes, and how fast it replays.
 //!
 //! The same load runs in the same guest, recorded and not, in turns; each recording is replayed. Besides: what
-//! the log of an idle guest takes, and how long a snapshot takes to be a guest that answers.
+//! the log of an idle guest takes.
 
 mod lab;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-use hdrhistogram::Histogram;
 
 use crate::Failure;
 use crate::report::{Measure, Report};
@@ -30,9 +28,6 @@ pub(crate) struct Options {
     /// For how long an idle guest is recorded, in seconds.
     #[arg(long, default_value_t = 20.0)]
     idle_seconds: f64,
-    /// How often a snapshot is restored.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    restores: u16,
 }
 
 /// What the runs of the load came to.
@@ -72,15 +67,6 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
     eprintln!("record: an idle guest, {} s", options.idle_seconds);
     let idle = lab.record_idle(Duration::from_secs_f64(options.idle_seconds))?;
     report.push(Measure::value("idle_mbit_s", "Mbit/s", idle));
-    let mut restores = Histogram::<u64>::new(3)?;
-    for number in 1..=options.restores {
-        eprintln!("record: restore {number} of {}", options.restores);
-        restores.record(lab.restore()?.as_nanos() as u64)?;
-    }
-    report.push(
-        Measure::milliseconds("restore", &restores)
-            .noted("from the start of the program to an answer of the guest's Redis server"),
-    );
     Ok(())
 }
 

@@ -63,8 +63,7 @@ impl Clocked {
 /// # Errors
 /// It cannot be read or run.
 pub fn restore(options: &RestoreOptions) -> Outcome {
-    let host = vm::probe_host()?;
-    let (machine, meta) = vm::load_snapshot(&options.snapshot, &host)?;
+    let (machine, meta) = vm::restore_snapshot(&options.snapshot)?;
     let mut vm = options.vm.clone();
     vm.disk = vm.disk.or_else(|| meta.disk_path.clone());
     vm.tap = vm.tap.or_else(|| meta.tap.clone());

@@ -66,10 +66,13 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
     if ours {
         let _ = std::fs::remove_file(&console);
     }
-    ran?;
+    let (_, runner) = ran?;
     if let (Some(profile), Some(kernel)) = (&options.profile, &vm.kernel) {
         let image = KernelImage::parse(&std::fs::read(kernel)?)?;
-        std::fs::write(profile, samples.report(image.symbols()))?;
+        std::fs::write(profile, samples.report(&image))?;
+    }
+    if let Some(count) = runner.emulated_instructions() {
+        tracing::info!(count, "instructions emulated");
     }
     match outcome.try_recv() {
         Ok(Ok(())) => {

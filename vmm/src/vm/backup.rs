@@ -13,7 +13,7 @@ use devices::Effect;
 use format::{ControlOp, EntryReader, Seq};
 use ft::SectorRange;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
-use hypervisor::{GuestRam, Kicker, Vcpu};
+use hypervisor::{Kicker, Vcpu};
 use replay::{RecentOutput, ReplayError, Replayed, Replayer, SavedError, load_machine};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -322,12 +322,7 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
                 }
                 Ok(())
             },
-            |state| {
-                let ram = GuestRam::new(state.memory_bytes())
-                    .map_err(hypervisor::Error::Ram)
-                    .map_err(SavedError::from)?;
-                Ok(create(ram, host).map_err(SavedError::from)?)
-            },
+            |ram| Ok(create(ram, host).map_err(SavedError::from)?),
         )?;
         Ok((machine, epoch_wall_ns))
     }

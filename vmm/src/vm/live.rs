@@ -76,6 +76,7 @@ pub fn run_live<L: LogSink>(
     let mut live = Live::new(now, behind_ns, inbox, Some(handle.clone()), pulse_state);
     resume(&machine, pending, &mut live, &handle);
     started(&sender);
+    tracing::info!(exit = machine.exit().0, "the vCPU runs");
     let mut runner = Runner::new(Recorder::new(machine, live, log));
     let ended = runner.run();
     drop(pulse);

@@ -7,14 +7,21 @@ use std::time::Duration;
 
 use format::ControlOp;
 use ft::{LagLimits, Pace};
+use hypervisor::GuestRam;
 use hypervisor::kvm::{KvmVcpu, KvmVm};
-use hypervisor::{GuestRam, Vcpu};
 use replay::{LogSink, MachineState, RecordError, Recorder, Step};
 use thiserror::Error;
 
 use super::channel_log::{ChannelLog, VmLog};
 use super::pacing::{LOOK_AGAIN, Pacer, PacingState};
 use super::{EndState, Live, Samples, host_ns};
+
+/// How long a guest is watched to see whether it rests, in ns: several periods of its timer.
+const WATCH_NS: u64 = 200_000_000;
+/// The share of that time which it then waits in HLT, in per cent: the rest goes into its timer's ticks.
+const RESTS_PERCENT: u64 = 75;
+/// How long a guest may take to come to rest, in ns. One that computes all the time never does.
+const UNREST_NS: u64 = 10_000_000_000;
 
 /// Called with a machine's state at rest, while it is stopped: what takes long there forks.
 pub type WithState = Box<dyn FnOnce(&MachineState, &GuestRam) + Send>;
@@ -27,7 +34,7 @@ pub enum Command {
     Pause(Sender<()>),
     /// Lets the guest run on.
     Resume(Sender<()>),
-    /// Shows the machine's state at rest.
+    /// Shows the machine's state at rest; a VM that is not protected lets the guest come to rest as well.
     Save(WithState),
     /// Shows the state at rest, and logs to the channel from there.
     StartLog(ChannelLog, WithState),
@@ -171,6 +178,11 @@ impl<L: LogSink> Runner<L> {
         Arc::clone(&self.position)
     }
 
+    /// How many instructions KVM has emulated for the guest, if it tells.
+    pub fn emulated_instructions(&self) -> Option<u64> {
+        self.recorder.machine().vcpu().emulated_instructions()
+    }
+
     /// What pacing has found.
     pub fn pacing(&self) -> Arc<PacingState> {
         self.pacer.state()
@@ -188,13 +200,44 @@ impl<L: LogSink> Runner<L> {
             }
             while let Some(command) = self.next_command() {
                 let ended = match command {
-                    Command::Save(with) => self.save_quiet(with)?,
+                    Command::Save(with) => match self.run_to_rest()? {
+                        None => self.save_quiet(with)?,
+                        ended => ended,
+                    },
                     command => self.obey(command)?,
                 };
                 if let Some(ended) = ended {
                     return Ok(ended);
                 }
             }
+        }
+    }
+
+    /// Lets the guest do what it has begun until it mostly waits, so that one that goes on from there answers
+    /// at once. A guest that does not come to rest is left as it is.
+    fn run_to_rest(&mut self) -> Result<Option<Ended>, RunnerError> {
+        let began = host_ns();
+        let mut since = began;
+        self.recorder.outside_mut().take_waited();
+        loop {
+            if self.step()? == Step::Ended {
+                return Ok(None);
+            }
+            if let Some(command) = self.next_command()
+                && let Some(ended) = self.obey(command)?
+            {
+                return Ok(Some(ended));
+            }
+            let now = host_ns();
+            let watched = now.saturating_sub(since);
+            if watched < WATCH_NS {
+                continue;
+            }
+            let waited = self.recorder.outside_mut().take_waited();
+            if waited * 100 >= watched * RESTS_PERCENT || now.saturating_sub(began) >= UNREST_NS {
+                return Ok(None);
+            }
+            since = now;
         }
     }
 
@@ -216,13 +259,14 @@ impl<L: LogSink> Runner<L> {
     fn step(&mut self) -> Result<Step, RunnerError> {
         let kicks = self.recorder.stats().kicks;
         let step = self.recorder.step()?;
-        let machine = self.recorder.machine();
         if let Some(samples) = &self.samples
             && self.recorder.stats().kicks != kicks
         {
-            let vcpu = machine.vcpu();
-            samples.note(vcpu.sregs().cs.dpl, vcpu.regs().rip);
+            let machine = self.recorder.machine_mut();
+            let ram = machine.memory().clone();
+            samples.note(machine.vcpu_mut(), &ram);
         }
+        let machine = self.recorder.machine();
         self.position.set(machine.exit().0, machine.board().now().0);
         Ok(step)
     }

@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use hypervisor::GuestRam;
 use replay::{MachineState, SavedError, load_machine, save_machine};
@@ -119,6 +121,14 @@ pub fn write_snapshot(
 /// # Errors
 /// The file is bad, or the hypervisor does not take the state.
 pub fn load_state(path: &Path, host: &Host) -> Result<(KvmMachine, SnapshotMeta), SnapshotError> {
+    load_state_on(path, || Ok(host))
+}
+
+/// The same; what the host is like need not be known before the file is read.
+fn load_state_on<'h>(
+    path: &Path,
+    host: impl FnOnce() -> Result<&'h Host, hypervisor::Error>,
+) -> Result<(KvmMachine, SnapshotMeta), SnapshotError> {
     let file = File::open(path).map_err(|source| SnapshotError::Io {
         path: path.to_owned(),
         source,
@@ -138,12 +148,24 @@ pub fn load_state(path: &Path, host: &Host) -> Result<(KvmMachine, SnapshotMeta)
             }
             Ok(())
         },
-        |state| {
-            let ram = GuestRam::new(state.memory_bytes()).map_err(hypervisor::Error::Ram)?;
-            Ok(boot::create(ram, host)?)
-        },
+        |ram| Ok(boot::create(ram, host()?)?),
     )?;
     Ok((machine, meta))
+}
+
+/// Reads the snapshot `dir` into a machine on this host, which is probed at the same time.
+///
+/// # Errors
+/// As [`load_state`], and those of the probes.
+pub fn restore_snapshot(dir: &Path) -> Result<(KvmMachine, SnapshotMeta), SnapshotError> {
+    let probed = OnceLock::new();
+    std::thread::scope(|scope| {
+        let probes = scope.spawn(boot::probe_host);
+        load_state_on(&dir.join(STATE_FILE), || {
+            let host = probes.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            Ok(probed.get_or_init(|| host))
+        })
+    })
 }
 
 /// Reads the snapshot `dir` into a machine on this host.

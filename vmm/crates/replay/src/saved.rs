@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 
 use devices::{Board, BoardState};
 use format::ExitNumber;
-use hypervisor::{Gfn, PAGE_SIZE, Vcpu, VcpuState, Vm};
+use hypervisor::{Gfn, GuestRam, PAGE_SIZE, Vcpu, VcpuState, Vm};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use transfer::{Item, Reader, Writer};
@@ -132,7 +132,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
 pub fn save_machine<W: Write>(
     writer: &mut Writer<W>,
     state: &MachineState,
-    memory: &hypervisor::GuestRam,
+    memory: &GuestRam,
 ) -> Result<(), SavedError> {
     writer.section(TAG, MACHINE_SCHEMA, state)?;
     let mut page = [0; PAGE_SIZE];
@@ -146,51 +146,53 @@ pub fn save_machine<W: Write>(
     Ok(())
 }
 
-/// Reads a stream that [`save_machine`] wrote: `make` builds the VM once the state is known, sections
-/// of others go to `other`.
+/// Reads a stream that [`save_machine`] wrote: `make` builds the VM over its memory once that is loaded,
+/// sections of others go to `other`.
 ///
 /// # Errors
 /// The stream is bad or has no machine, or the hypervisor does not take it.
 pub fn load_machine<R: Read, V: Vm, C: Vcpu, E: From<SavedError>>(
     reader: &mut Reader<R>,
     mut other: impl FnMut(&transfer::Section<'_>) -> Result<(), E>,
-    make: impl FnOnce(&MachineState) -> Result<(V, C), E>,
+    make: impl FnOnce(GuestRam) -> Result<(V, C), E>,
 ) -> Result<Machine<V, C>, E> {
-    let mut make = Some(make);
-    let mut built: Option<(V, C, MachineState)> = None;
+    let mut loaded: Option<(GuestRam, MachineState)> = None;
     let stream = |error: transfer::Error| E::from(SavedError::from(error));
     while let Some(item) = reader.next_item().map_err(stream)? {
         match item {
             Item::Section(section) if section.tag == TAG => {
                 let state: MachineState = section.decode(MACHINE_SCHEMA).map_err(stream)?;
-                let make = make.take().ok_or_else(|| {
-                    stream(transfer::Error::Damaged("two machines in one stream"))
-                })?;
-                let (vm, vcpu) = make(&state)?;
-                built = Some((vm, vcpu, state));
+                if loaded.is_some() {
+                    return Err(stream(transfer::Error::Damaged(
+                        "two machines in one stream",
+                    )));
+                }
+                let ram = GuestRam::new(state.memory_bytes())
+                    .map_err(hypervisor::Error::Ram)
+                    .map_err(SavedError::from)?;
+                loaded = Some((ram, state));
             }
             Item::Section(section) => other(&section)?,
             Item::Pages { first, bytes } => {
-                let Some((vm, _, _)) = &built else {
+                let Some((ram, _)) = &loaded else {
                     return Err(stream(transfer::Error::Damaged(
                         "memory before its machine",
                     )));
                 };
-                load_pages(vm, first, bytes)?;
+                load_pages(ram, first, bytes)?;
             }
         }
     }
-    let (vm, vcpu, state) =
-        built.ok_or_else(|| stream(transfer::Error::Missing(TAG.to_owned())))?;
+    let (ram, state) = loaded.ok_or_else(|| stream(transfer::Error::Missing(TAG.to_owned())))?;
+    let (vm, vcpu) = make(ram)?;
     Ok(Machine::from_state(vm, vcpu, state)?)
 }
 
-fn load_pages<V: Vm>(vm: &V, first: u64, bytes: &[u8]) -> Result<(), SavedError> {
+fn load_pages(ram: &GuestRam, first: u64, bytes: &[u8]) -> Result<(), SavedError> {
     for (index, page) in bytes.chunks_exact(PAGE_SIZE).enumerate() {
         let gfn = Gfn(first.wrapping_add(index as u64));
         let page = page.first_chunk().expect("chunks are whole pages");
-        vm.memory()
-            .write_page(gfn, page)
+        ram.write_page(gfn, page)
             .map_err(|_| SavedError::Page(gfn.0))?;
     }
     Ok(())
