@@ -124,11 +124,12 @@ fn replayed_mode_acknowledges_what_the_replica_has_replayed() {
     let mut received = Vec::new();
     drain_until(&mut backup.session.consumer, Seq(2), &mut received);
     assert_eq!(primary.session.acks.acked().unwrap(), Seq(0));
-    backup.session.consumer.report_replayed(Seq(1));
+    let mut replayed = backup.session.consumer.replay_progress();
+    replayed.report(Seq(1));
     let acks = &primary.session.acks;
     assert!(acks.wait(Seq(1), Duration::ZERO, Some(LIMIT)).unwrap());
     assert_eq!(acks.acked().unwrap(), Seq(1));
-    backup.session.consumer.report_replayed(Seq(2));
+    replayed.report(Seq(2));
     assert!(acks.wait(Seq(2), Duration::ZERO, Some(LIMIT)).unwrap());
     assert_eq!(acks.progress(), (Seq(2), Seq(2)));
 }

@@ -41,7 +41,8 @@ impl Client {
         let thread = std::thread::spawn(move || {
             host.enter()
                 .map_err(|error| KvError::Host(error.to_string()))?;
-            check_server(&options, &seen)
+            // Whoever waits for it may see only that it has ended.
+            check_server(&options, &seen).inspect_err(|error| eprintln!("the client: {error}"))
         });
         Self {
             live,

@@ -30,7 +30,35 @@ pub struct LogConsumer {
     read: u64,
     released: u64,
     kicked_for: u64,
-    replay_kicked_for: u64,
+}
+
+/// Tells how far replay is, also while a frame of its [`LogConsumer`] is looked at.
+#[derive(Debug)]
+pub struct ReplayProgress {
+    memory: Arc<SessionMemory>,
+    kicked_for: u64,
+}
+
+impl ReplayProgress {
+    /// Says that everything below `upto` is replayed; carried to the primary with the next
+    /// acknowledgement, or at once in the mode `Replayed`.
+    pub fn report(&mut self, upto: Seq) {
+        let control = self.memory.control();
+        control.consumer.replayed.store(upto.0, Ordering::Release);
+        fence(Ordering::SeqCst);
+        let wanted = control.delivery.replay_kick_at.load(Ordering::Relaxed);
+        if wanted <= upto.0 && wanted != self.kicked_for {
+            self.kicked_for = wanted;
+            self.memory.delivery_events.kick.signal();
+        }
+    }
+
+    /// Has the daemon acknowledge what [`ReplayProgress::report`] said by now, whatever the mode, so that a
+    /// primary that waits for its backup sees it move. One system call: for a few calls each 10 ms, not for
+    /// every frame.
+    pub fn announce(&self) {
+        self.memory.delivery_events.kick.signal();
+    }
 }
 
 impl LogConsumer {
@@ -40,7 +68,6 @@ impl LogConsumer {
             read: 0,
             released: 0,
             kicked_for: COMMIT_NEVER,
-            replay_kicked_for: COMMIT_NEVER,
         }
     }
 
@@ -128,24 +155,13 @@ impl LogConsumer {
         Ok(())
     }
 
-    /// Says that everything below `upto` is replayed; carried to the primary with the next
-    /// acknowledgement, or at once in the mode `Replayed`.
-    pub fn report_replayed(&mut self, upto: Seq) {
-        let control = self.memory.control();
-        control.consumer.replayed.store(upto.0, Ordering::Release);
-        fence(Ordering::SeqCst);
-        let wanted = control.delivery.replay_kick_at.load(Ordering::Relaxed);
-        if wanted <= upto.0 && wanted != self.replay_kicked_for {
-            self.replay_kicked_for = wanted;
-            self.memory.delivery_events.kick.signal();
+    /// What tells how far replay of this log is. One is enough.
+    #[must_use]
+    pub fn replay_progress(&self) -> ReplayProgress {
+        ReplayProgress {
+            memory: Arc::clone(&self.memory),
+            kicked_for: COMMIT_NEVER,
         }
-    }
-
-    /// Has the daemon acknowledge what [`LogConsumer::report_replayed`] said by now, whatever the mode,
-    /// so that a primary that waits for its backup sees it move. One system call: for a few calls
-    /// each 10 ms, not for every frame.
-    pub fn announce_replayed(&self) {
-        self.memory.delivery_events.kick.signal();
     }
 
     /// Asks for a signal on [`LogConsumer::as_fd`] when another frame is committed; true where one

@@ -24,7 +24,7 @@ mod wire;
 
 pub use acks::Acks;
 pub use channel::{Channel, ChannelConfig, ChannelEvent, Events};
-pub use consumer::{Delivered, LogConsumer};
+pub use consumer::{Delivered, LogConsumer, ReplayProgress};
 pub use producer::{LogProducer, ProducerStats};
 pub use session::Session;
 #[cfg(test)]

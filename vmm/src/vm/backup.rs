@@ -19,7 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 use transfer::Reader;
-use vhost_ftlog::frontend::LogConsumer;
+use vhost_ftlog::frontend::{LogConsumer, ReplayProgress};
 
 use super::boot::create;
 use super::runner::VmPosition;
@@ -269,10 +269,13 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
         *self.stop.kicker.lock().expect("nobody panics with it") = Some(machine.vcpu().kicker());
         let mut following = Following {
             replayer: Replayer::new(machine),
-            log,
-            next: Seq(0),
             recent: RecentOutput::new(MAX_RECENT_BYTES),
-            told: (Instant::now(), Seq(0)),
+            pace: Progress {
+                next: Seq(0),
+                channel: log.replay_progress(),
+                told: (Instant::now(), Seq(0)),
+            },
+            log,
         };
         following.replayer.keep_recent_output();
         match self.follow(&mut following) {
@@ -346,25 +349,17 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
             let moved = following.frame(&stop, self.tell)?;
             let machine = following.replayer.machine();
             self.position.set(machine.exit().0, machine.board().now().0);
-            let tell_in = following.tell_in();
-            if tell_in == Some(Duration::ZERO) {
-                following.told = (Instant::now(), following.next);
-                following.log.announce_replayed();
-                self.tell(FromBackup::Replayed(following.next));
-            }
+            let tell_in = following.pace.tell(self.tell);
             if moved {
                 continue;
             }
-            if drain.is_some_and(|end| following.next >= end) {
+            if drain.is_some_and(|end| following.pace.next >= end) {
                 drain = None;
                 let writes = following.outstanding_writes();
                 let off = following.replayer.machine().has_ended();
                 self.tell(FromBackup::Drained(writes, off));
             }
-            self.rest(
-                &following.log,
-                tell_in.filter(|left| !left.is_zero()).unwrap_or(IDLE),
-            )?;
+            self.rest(&following.log, tell_in.unwrap_or(IDLE))?;
         }
     }
 
@@ -398,15 +393,48 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
 
 struct Following {
     replayer: Replayer<KvmVm, KvmVcpu>,
-    log: LogConsumer,
-    next: Seq,
     recent: RecentOutput<Seq>,
-    /// When the session was told last, and what.
+    pace: Progress,
+    log: LogConsumer,
+}
+
+/// How far replay is, and who knows.
+struct Progress {
+    /// Everything below is replayed.
+    next: Seq,
+    channel: ReplayProgress,
+    /// When session and primary were told last, and what.
     told: (Instant, Seq),
 }
 
+impl Progress {
+    fn moved(&mut self, next: Seq) {
+        self.next = next;
+        self.channel.report(next);
+    }
+
+    /// Tells session and primary, if that is due. How long until it is; none where they know.
+    fn tell(&mut self, tell: &impl Fn(FromBackup)) -> Option<Duration> {
+        let (at, what) = self.told;
+        if what == self.next {
+            return None;
+        }
+        let left = TELL_EVERY.saturating_sub(at.elapsed());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        self.told = (Instant::now(), self.next);
+        self.channel.announce();
+        tell(FromBackup::Replayed(self.next));
+        None
+    }
+}
+
 impl Following {
-    /// Replays the next frame and tells what operators did; false where none is there.
+    /// Replays the next frame and tells what operators did; false where none is there. A frame of a starved
+    /// channel holds the log of a long time, and a starved replica replays it in a longer one: how far it is
+    /// is told on the way, or it would be taken for one that does not move. Frames do not show where an
+    /// append ends; the entries of an append are all of one exit, so there are as many appends as exits, or more.
     fn frame(
         &mut self,
         stop: &dyn Fn() -> bool,
@@ -416,8 +444,17 @@ impl Following {
             return Ok(false);
         };
         let next = delivered.header.next();
+        let (mut whole, mut exit) = (delivered.header.first, None);
         for entry in EntryReader::new(delivered.body) {
             let entry = entry?;
+            if exit
+                .replace(entry.exit)
+                .is_some_and(|last| last != entry.exit)
+            {
+                whole = whole.next();
+                self.pace.moved(whole);
+                self.pace.tell(tell);
+            }
             if let Replayed::Control(op, data) = self.replayer.entry(&entry, stop)? {
                 tracing::info!(?op, exit = %entry.exit, "control entry");
                 tell(FromBackup::Control(op, data));
@@ -426,16 +463,9 @@ impl Following {
                 self.recent.push(next, effect);
             }
         }
-        self.next = next;
         self.log.release();
-        self.log.report_replayed(next);
+        self.pace.moved(next);
         Ok(true)
-    }
-
-    /// How long until the session is to be told how far replay is; none where it knows.
-    fn tell_in(&self) -> Option<Duration> {
-        let (at, what) = self.told;
-        (what < self.next).then(|| TELL_EVERY.saturating_sub(at.elapsed()))
     }
 
     fn outstanding_writes(&self) -> Vec<SectorRange> {
