@@ -17,6 +17,9 @@ use crate::{Machine, OutputSum, Ran};
 /// Exits without a digest after which the log gets a [`Event::Reached`], so that a replica of a busy but
 /// silent guest neither falls behind nor diverges for long unnoticed, whatever else is logged.
 const SILENT_EXITS: u64 = 512;
+/// Time without an entry after which the next exit gets one: a replica leaves no exit before it knows of a
+/// later entry, so what the guest has run since the last one the replica has to run when the next comes.
+const SILENT_NS: u64 = 20_000_000;
 /// Exits without any entry after which a guest that has come to rest in HLT gets one.
 const SILENT_EXITS_HALTED: u64 = 64;
 /// How long an input waits for an exit while the guest computes in ring 0. The kernel makes one on its
@@ -140,6 +143,8 @@ pub struct Recorder<V, C, O, L> {
     sum: OutputSum,
     held: Vec<Effect>,
     last_entry_exit: u64,
+    /// When, in virtual time that may not be logged.
+    last_entry_at: VirtualTime,
     last_digest_exit: u64,
     clearing: DirtyClearing,
     /// When the input that is due at the present kicked stop was first seen to be.
@@ -157,6 +162,7 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
         let clearing = DirtyClearing::new(machine.board().now());
         Self {
             last_entry_exit: machine.exit().0,
+            last_entry_at: machine.board().now(),
             last_digest_exit: machine.exit().0,
             machine,
             outside,
@@ -405,6 +411,7 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
     /// Adds one encoded entry to the present point's append.
     fn push_encoded(&mut self, encoded: &[u8]) -> Result<(), RecordError> {
         self.last_entry_exit = self.machine.exit().0;
+        self.last_entry_at = self.outside.now();
         if self.point.len() + encoded.len() > format::MAX_APPEND_LEN {
             self.flush_point()?;
         }
@@ -471,7 +478,11 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
         let exit = self.machine.exit().0;
         let unchecked = exit - self.last_digest_exit >= SILENT_EXITS;
         let silent = halted && exit - self.last_entry_exit >= SILENT_EXITS_HALTED;
-        if self.machine.is_at_exit() && (unchecked || silent) {
+        let time = self.outside.now();
+        let late = !halted
+            && exit > self.last_entry_exit
+            && time.0.saturating_sub(self.last_entry_at.0) >= SILENT_NS;
+        if self.machine.is_at_exit() && (unchecked || silent || late) {
             let digest = self.machine.digest().0;
             self.entry(Event::Reached { digest })?;
         }

@@ -102,7 +102,7 @@ pub const SOURCES: &[Source] = {
             "acts of the operator",
             Recorded,
             Some(EntryKind::Control),
-            "power off, reset and switch-over stand in the log",
+            "power off, reset, switch-over and changed limits stand in the log",
         ),
         source(
             "an input that is due while no exit comes",
