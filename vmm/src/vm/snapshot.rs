@@ -5,6 +5,7 @@ use std::io::{BufReader, BufWriter};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::thread::ScopedJoinHandle;
 
 use hypervisor::GuestRam;
 use replay::{MachineState, SavedError, load_machine, save_machine};
@@ -160,11 +161,20 @@ fn load_state_on<'h>(
 pub fn restore_snapshot(dir: &Path) -> Result<(KvmMachine, SnapshotMeta), SnapshotError> {
     let probed = OnceLock::new();
     std::thread::scope(|scope| {
-        let probes = scope.spawn(boot::probe_host);
-        load_state_on(&dir.join(STATE_FILE), || {
-            let host = probes.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        let mut probes = Some(scope.spawn(boot::probe_host));
+        let mut join = || {
+            let joined = probes.take().map(ScopedJoinHandle::join);
+            joined.map(|host| host.unwrap_or_else(|panic| resume_unwind(panic)))
+        };
+        let loaded = load_state_on(&dir.join(STATE_FILE), || {
+            let host = join().expect("one machine is made")?;
             Ok(probed.get_or_init(|| host))
-        })
+        });
+        // Where the file could not be read and the host could not run it, the host comes first.
+        if let Some(Err(error)) = join() {
+            return Err(error.into());
+        }
+        loaded
     })
 }
 
