@@ -88,3 +88,17 @@ pub(crate) fn near_branch(opcode: u8, from: u64, target: u64) -> [u8; 5] {
     let [a, b, c, d] = distance.to_le_bytes();
     [opcode, a, b, c, d]
 }
+
+/// The instructions of a stub at `base`, a line each: what tests compare.
+#[cfg(test)]
+pub(crate) fn listing(code: &[u8], base: u64) -> String {
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    let mut formatter = IntelFormatter::new();
+    let mut out = String::new();
+    for insn in Decoder::with_ip(64, code, base, DecoderOptions::NONE) {
+        formatter.format(&insn, &mut out);
+        out.push('\n');
+    }
+    out
+}

@@ -132,9 +132,8 @@ fn write_page(stub: u64, places: Places) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
-
     use super::*;
+    use crate::asm::listing;
 
     #[test]
     fn stub_decodes_to_its_listing() {
@@ -150,14 +149,8 @@ mod tests {
                 rest: 0xffff_ffff_8130_0005,
             },
         );
-        let mut formatter = IntelFormatter::new();
-        let mut out = String::new();
-        for insn in Decoder::with_ip(64, &code, STUB, DecoderOptions::NONE) {
-            formatter.format(&insn, &mut out);
-            out.push('\n');
-        }
         assert_eq!(
-            out,
+            listing(&code, STUB),
             "cmp rdx,1000h\n\
              jb short 0FFFFFFFF81010031h\n\
              test esi,0FFFh\n\

@@ -182,22 +182,15 @@ fn make_block(stub: u64, make_one: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
-
     use super::*;
+    use crate::asm::listing;
 
     #[test]
     fn stub_decodes_to_its_listing() {
         const STUB: u64 = 0xffff_ffff_8101_0000;
         let code = make_block(STUB, 0xffff_ffff_8120_0000);
-        let mut formatter = IntelFormatter::new();
-        let mut out = String::new();
-        for insn in Decoder::with_ip(64, &code, STUB, DecoderOptions::NONE) {
-            formatter.format(&insn, &mut out);
-            out.push('\n');
-        }
         assert_eq!(
-            out,
+            listing(&code, STUB),
             "call 0FFFFFFFF81200000h\n\
              test r15d,r15d\n\
              jne short 0FFFFFFFF8101006Ah\n\

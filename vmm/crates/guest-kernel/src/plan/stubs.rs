@@ -166,19 +166,8 @@ fn page_fault(stub: u64, original: Original, syscall_entry: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
-
     use super::*;
-
-    fn listing(code: &[u8], base: u64) -> String {
-        let mut formatter = IntelFormatter::new();
-        let mut out = String::new();
-        for insn in Decoder::with_ip(64, code, base, DecoderOptions::NONE) {
-            formatter.format(&insn, &mut out);
-            out.push('\n');
-        }
-        out
-    }
+    use crate::asm::listing;
 
     const ORIGINAL: Original = Original {
         error_code: ErrorCode::Pushed,

@@ -2,9 +2,9 @@
 
 use hypervisor::bare::{BareGuest, Ring};
 use hypervisor::{Exit, Stop, Vcpu, Vm};
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
 use super::*;
+use crate::asm::listing;
 
 #[test]
 fn stub_decodes_to_its_listing() {
@@ -14,15 +14,9 @@ fn stub_decodes_to_its_listing() {
         error_entry: 0xffff_ffff_8180_0000,
         rest: 0xffff_ffff_8170_000b,
     };
-    let mut formatter = IntelFormatter::new();
-    let mut listing = String::new();
     let code = invalid_op(STUB, original);
-    for insn in Decoder::with_ip(64, &code, STUB, DecoderOptions::NONE) {
-        formatter.format(&insn, &mut listing);
-        listing.push('\n');
-    }
     assert_eq!(
-        listing,
+        listing(&code, STUB),
         "cmp qword ptr [rsp+8],33h\n\
          jne short 0FFFFFFFF8101002Fh\n\
          push rax\n\
