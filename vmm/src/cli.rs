@@ -202,6 +202,9 @@ pub struct RestoreOptions {
     /// The snapshot
     #[arg(value_name = "DIR")]
     pub snapshot: PathBuf,
+    /// Write where the guest's kernel spent the time to this file; needs --kernel
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Devices
     #[command(flatten)]
     pub vm: VmOptions,

@@ -3,6 +3,7 @@
 mod ctl;
 mod init;
 mod log;
+mod profiling;
 mod protect;
 mod record;
 mod replay;

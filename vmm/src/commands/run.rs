@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use hypervisor::Vcpu;
 use replay::NoLog;
 
+use super::profiling::Profiling;
 use super::signals::stop_on_signal;
 use super::{EXIT_RESET, Outcome};
 use crate::cli::{RestoreOptions, RunOptions};
@@ -70,11 +72,24 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
     let disk = disk(&vm)?;
     check_disk(disk.as_ref(), &meta)?;
     let backends = others(&vm, disk)?;
-    let (ended, _) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
+    let profiling = Profiling::start(options.profile.as_deref(), vm.kernel.as_deref(), || {
+        machine.vcpu().kicker()
+    })?;
+    let sampling = profiling.as_ref().map(Profiling::command);
+    let (ended, runner) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
         }
+        if let Some(command) = sampling {
+            sender.command(command);
+        }
     })?;
+    if let Some(profiling) = profiling {
+        profiling.write()?;
+    }
+    if let Some(count) = runner.emulated_instructions() {
+        tracing::info!(count, "instructions emulated");
+    }
     Ok(tell(ended))
 }
 

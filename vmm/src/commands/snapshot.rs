@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use guest_kernel::KernelImage;
 use hypervisor::Vcpu;
 use replay::NoLog;
 
 use super::Outcome;
+use super::profiling::Profiling;
 use super::run::{disk, merged, others};
 use super::signals::stop_on_signal;
 use crate::cli::SnapshotOptions;
 use crate::io::DiskIdentity;
-use crate::vm::{self, Command, Sampler, Samples, SnapshotError, SnapshotMeta, VcpuSender};
+use crate::vm::{self, Command, SnapshotError, SnapshotMeta, VcpuSender};
 
 /// How often the console is looked at, and progress shown.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -38,13 +38,10 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
         .map(|disk| (disk.path().to_owned(), disk.sectors()));
     let machine = vm::boot(&vm, &host, open.as_ref())?;
     let backends = others(&vm, open)?;
-    let samples = Samples::default();
-    let sampler = options
-        .profile
-        .as_ref()
-        .map(|_| Sampler::start(machine.vcpu().kicker()))
-        .transpose()?;
-    let profiled = sampler.is_some().then(|| samples.clone());
+    let profiling = Profiling::start(options.profile.as_deref(), vm.kernel.as_deref(), || {
+        machine.vcpu().kicker()
+    })?;
+    let sampling = profiling.as_ref().map(Profiling::command);
     let (done, outcome) = channel();
     let tap = vm.tap.clone();
     let out = options.out.clone();
@@ -57,19 +54,17 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
         if let Err(error) = stop_on_signal(sender) {
             tracing::warn!(%error, "signals are not handled");
         }
-        if let Some(samples) = profiled {
-            sender.command(Command::Sample(samples));
+        if let Some(command) = sampling {
+            sender.command(command);
         }
         watch(sender.clone(), wait, out, tap, disk, done);
     });
-    drop(sampler);
     if ours {
         let _ = std::fs::remove_file(&console);
     }
     let (_, runner) = ran?;
-    if let (Some(profile), Some(kernel)) = (&options.profile, &vm.kernel) {
-        let image = KernelImage::parse(&std::fs::read(kernel)?)?;
-        std::fs::write(profile, samples.report(&image))?;
+    if let Some(profiling) = profiling {
+        profiling.write()?;
     }
     if let Some(count) = runner.emulated_instructions() {
         tracing::info!(count, "instructions emulated");
@@ -134,6 +129,8 @@ fn shown(wait: &Wait) -> bool {
     let mut told = started;
     while started.elapsed() < Duration::from_secs(wait.limit) {
         if console_has(&wait.console, &wait.text) {
+            let seconds = started.elapsed().as_secs_f64();
+            eprintln!("pollux: {:?} came after {seconds:.1} s", wait.text);
             return true;
         }
         if told.elapsed() >= SHOW_EVERY {
