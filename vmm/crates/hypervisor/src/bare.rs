@@ -12,7 +12,7 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
 
 use crate::kvm::{KvmVcpu, KvmVm};
-use crate::{CpuidTable, Error, GuestRam, RamError, Stop, Vcpu, Vm};
+use crate::{CpuidTable, Error, Gfn, GuestRam, RamError, Stop, Vcpu, Vm};
 
 /// Address of the first byte of code.
 pub const CODE: u64 = 0x10000;
@@ -61,6 +61,13 @@ const MSR_SYSCALL_MASK: u32 = 0xc000_0084;
 const SYSCALL_MASK: u64 = 0x0004_7700;
 /// SYSRET takes CS and SS from 0x20, SYSCALL from 0x10.
 const STAR: u64 = 0x20 << 48 | 0x10 << 32;
+
+/// PE, MP, ET, NE, WP, AM, PG.
+pub(crate) const CR0: u64 = 0x8005_0033;
+/// PAE, OSFXSR, OSXMMEXCPT.
+pub(crate) const CR4: u64 = 0x620;
+/// SCE, LME, LMA.
+pub(crate) const EFER: u64 = 0x501;
 
 /// CR4.TSD: RDTSC faults outside ring 0.
 pub const CR4_TSD: u64 = 1 << 2;
@@ -159,10 +166,9 @@ impl BareGuest {
             ..Default::default()
         };
         sregs.cr3 = PML4;
-        // PE, MP, ET, NE, WP, AM, PG; PAE, OSFXSR, OSXMMEXCPT; SCE, LME, LMA.
-        sregs.cr0 = 0x8005_0033;
-        sregs.cr4 = 0x620 | cr4;
-        sregs.efer = 0x501;
+        sregs.cr0 = CR0;
+        sregs.cr4 = CR4 | cr4;
+        sregs.efer = EFER;
         self.vcpu.set_sregs(&sregs)?;
         let iopl = if ring == Ring::User { RFLAGS_IOPL3 } else { 0 };
         self.vcpu.set_regs(&kvm_regs {
@@ -192,13 +198,15 @@ impl BareGuest {
         self.vcpu.set_regs(&regs);
     }
 
-    /// Maps the first gigabyte by one page, from the next run on.
+    /// Maps the first gigabyte by one page, and starts anew in `ring`.
     ///
     /// # Errors
     /// [`Error::Ram`] never, since the table lies in RAM; what KVM refuses.
-    pub fn map_gigabyte(&mut self) -> Result<(), Error> {
+    pub fn map_gigabyte(&mut self, ring: Ring) -> Result<(), Error> {
+        self.settle()?;
         write_word(self.vm.memory(), PDPT, LARGE | PRESENT_WRITE_USER)?;
-        self.vm.flush_shadow()
+        self.vcpu.notice_writes(&[Gfn::of(PDPT)])?;
+        self.start(CODE, ring, 0)
     }
 
     /// Sets where SYSCALL goes.
@@ -263,7 +271,7 @@ fn write_word(ram: &GuestRam, addr: u64, word: u64) -> Result<(), Error> {
     Ok(ram.write(addr, &word.to_le_bytes())?)
 }
 
-fn code_segment(selector: u16, dpl: u8) -> kvm_segment {
+pub(crate) fn code_segment(selector: u16, dpl: u8) -> kvm_segment {
     kvm_segment {
         type_: 11,
         l: 1,
@@ -272,7 +280,7 @@ fn code_segment(selector: u16, dpl: u8) -> kvm_segment {
     }
 }
 
-fn data_segment(selector: u16, dpl: u8) -> kvm_segment {
+pub(crate) fn data_segment(selector: u16, dpl: u8) -> kvm_segment {
     kvm_segment {
         limit: 0xffff_ffff,
         selector,
@@ -286,7 +294,7 @@ fn data_segment(selector: u16, dpl: u8) -> kvm_segment {
     }
 }
 
-fn task_segment() -> kvm_segment {
+pub(crate) fn task_segment() -> kvm_segment {
     kvm_segment {
         base: TSS,
         limit: TSS_LIMIT,

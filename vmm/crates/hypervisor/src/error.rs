@@ -63,6 +63,9 @@ pub enum Error {
     /// A vCPU that was to be brought to rest could not run.
     #[error("settling the vCPU")]
     Run(#[from] RunError),
+    /// The VMM's own code for [`crate::Vcpu::notice_writes`] did not run to its end.
+    #[error("the VMM's own code in the guest stopped with {0}")]
+    Notice(String),
     /// Guest memory.
     #[error("guest memory")]
     Ram(#[from] RamError),

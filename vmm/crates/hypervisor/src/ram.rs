@@ -310,7 +310,7 @@ impl GuestRam {
     }
 
     /// Makes all RAM zero again and gives the memory back to the kernel. To be called only before
-    /// a vCPU runs, or with [`crate::Vm::flush_shadow`] before it runs on.
+    /// a vCPU runs.
     ///
     /// # Errors
     /// [`RamError::Os`] if the kernel refuses.

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
-use crate::{CpuidTable, Error, Kicker, RunError, Stop, VcpuState};
+use crate::{CpuidTable, Error, Gfn, Kicker, RunError, Stop, VcpuState};
 
 /// What [`Vcpu::skip_unemulated`] did about an instruction that KVM does not emulate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,15 @@ pub trait Vcpu {
     /// # Errors
     /// If KVM refuses.
     fn translate(&mut self, virtual_addr: u64) -> Result<Option<u64>, Error>;
+
+    /// Makes the hypervisor forget what it has derived from these pages of RAM (shadow page tables), which
+    /// were written behind its back. Uses the settled vCPU for it, whose state is lost: to be followed by
+    /// [`Vcpu::restore`] before anything else.
+    ///
+    /// # Errors
+    /// [`Error::NotSettled`], [`Error::Ram`] of a page outside RAM, [`Error::Notice`], or what KVM
+    /// refuses; the guest must not run again then.
+    fn notice_writes(&mut self, pages: &[Gfn]) -> Result<(), Error>;
 
     /// Reads the complete state of a settled vCPU.
     ///

@@ -20,14 +20,4 @@ pub trait Vm {
     /// # Errors
     /// If KVM refuses, or the log is off.
     fn dirty_log(&mut self) -> Result<DirtyBitmap, Error>;
-
-    /// Makes KVM forget everything that it has derived from guest memory (shadow page tables),
-    /// by deleting and adding the memory slots.
-    ///
-    /// To be called after guest RAM was written behind the back of a vCPU that has run, and
-    /// before it runs again. What the dirty log held is kept for the next [`Vm::dirty_log`].
-    ///
-    /// # Errors
-    /// If KVM refuses; the machine then may have no memory and must not run again.
-    fn flush_shadow(&mut self) -> Result<(), Error>;
 }

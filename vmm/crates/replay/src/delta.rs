@@ -102,15 +102,21 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
                 "it follows an exit that is not complete here",
             )));
         }
+        let (mut written, mut old) = (Vec::new(), [0; PAGE_SIZE]);
         for record in pages.chunks_exact(8 + PAGE_SIZE) {
             let (gfn, page) = record.split_first_chunk::<8>().expect("chunks are longer");
             let gfn = Gfn(u64::from_le_bytes(*gfn));
             let page = page.first_chunk().expect("a record ends with a whole page");
-            if self.vm.memory().write_page(gfn, page).is_err() {
+            let ram = self.vm.memory();
+            if ram.read_page(gfn, &mut old).is_err() {
                 return Ok(Err(DeltaError::Page(gfn.0)));
             }
+            if old != *page {
+                ram.write_page(gfn, page).expect("it has just been read");
+                written.push(gfn);
+            }
         }
-        self.vm.flush_shadow().map_err(refused)?;
+        self.vcpu.notice_writes(&written).map_err(refused)?;
         self.vcpu.restore(&state).map_err(refused)?;
         // KVM_RUN refreshes what the host says about taking interrupts.
         if !self.settle()? {

@@ -7,7 +7,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use crate::kick::Kicker;
 use crate::state::{VcpuState, XSAVE_BYTES};
 use crate::vcpu::{Unemulated, Vcpu};
-use crate::{CpuidTable, Error, Exit, RunError, Stop};
+use crate::{CpuidTable, Error, Exit, Gfn, RunError, Stop};
 
 /// One stop of the script.
 #[derive(Clone, Debug, Default)]
@@ -220,6 +220,10 @@ impl Vcpu for ScriptedVcpu {
 
     fn translate(&mut self, virtual_addr: u64) -> Result<Option<u64>, Error> {
         Ok(Some(virtual_addr))
+    }
+
+    fn notice_writes(&mut self, _pages: &[Gfn]) -> Result<(), Error> {
+        self.require_settled()
     }
 
     fn save(&mut self) -> Result<VcpuState, Error> {

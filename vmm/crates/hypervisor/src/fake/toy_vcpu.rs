@@ -7,7 +7,7 @@ use super::vm::SharedLog;
 use crate::kick::Kicker;
 use crate::state::{VcpuState, XSAVE_BYTES};
 use crate::vcpu::{Unemulated, Vcpu};
-use crate::{CpuidTable, Error, Exit, GuestRam, RunError, Stop};
+use crate::{CpuidTable, Error, Exit, Gfn, GuestRam, RunError, Stop};
 
 /// Where the addresses of the interrupt handlers lie: 8 bytes for each vector.
 pub const VECTOR_TABLE: u64 = 0x1000;
@@ -322,6 +322,10 @@ impl Vcpu for ToyVcpu {
 
     fn translate(&mut self, virtual_addr: u64) -> Result<Option<u64>, Error> {
         Ok(Some(virtual_addr))
+    }
+
+    fn notice_writes(&mut self, _pages: &[Gfn]) -> Result<(), Error> {
+        self.require_settled()
     }
 
     fn save(&mut self) -> Result<VcpuState, Error> {

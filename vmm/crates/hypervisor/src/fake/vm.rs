@@ -36,7 +36,6 @@ impl SharedLog {
 pub struct FakeVm {
     ram: GuestRam,
     log: SharedLog,
-    flushes: u64,
 }
 
 impl FakeVm {
@@ -50,7 +49,6 @@ impl FakeVm {
         Self {
             ram,
             log: SharedLog(Arc::new(Mutex::new(log))),
-            flushes: 0,
         }
     }
 
@@ -58,12 +56,6 @@ impl FakeVm {
     #[must_use]
     pub fn create_toy(&self, entry: u64, cpuid: CpuidTable) -> ToyVcpu {
         ToyVcpu::new(self.ram.clone(), self.log.clone(), entry, cpuid)
-    }
-
-    /// How often the shadow was flushed.
-    #[must_use]
-    pub fn flushes(&self) -> u64 {
-        self.flushes
     }
 }
 
@@ -92,10 +84,5 @@ impl Vm for FakeVm {
             });
         }
         Ok(std::mem::replace(&mut log.pages, self.ram.no_pages()))
-    }
-
-    fn flush_shadow(&mut self) -> Result<(), Error> {
-        self.flushes += 1;
-        Ok(())
     }
 }

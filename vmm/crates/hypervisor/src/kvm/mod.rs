@@ -1,6 +1,7 @@
 //! The machine on KVM: no in-kernel interrupt controller or timer, registers through
 //! `KVM_SYNC_REGS`, memory in plain slots.
 
+mod notice;
 mod run_area;
 mod saved;
 mod stats;

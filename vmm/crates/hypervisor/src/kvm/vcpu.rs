@@ -12,10 +12,10 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
 
 use super::run_area::{self, AccessBytes};
-use super::{saved, stats, tsc, unemulated};
+use super::{notice, saved, stats, tsc, unemulated};
 use crate::kick::{self, Kicker};
 use crate::vcpu::{Unemulated, Vcpu};
-use crate::{CpuidTable, Error, Exit, GuestRam, RunError, Stop, VcpuState};
+use crate::{CpuidTable, Error, Exit, Gfn, GuestRam, RunError, Stop, VcpuState};
 
 ioctl_iow_nr!(KVM_INTERRUPT, kvm_bindings::KVMIO, 0x86, kvm_interrupt);
 
@@ -267,7 +267,7 @@ fn reason_number(exit: &VcpuExit<'_>) -> u32 {
     }
 }
 
-fn is_interruption(error: errno::Error) -> bool {
+pub(super) fn is_interruption(error: errno::Error) -> bool {
     matches!(error.errno(), libc::EINTR | libc::EAGAIN)
 }
 
@@ -356,6 +356,10 @@ impl Vcpu for KvmVcpu {
             .translate_gva(virtual_addr)
             .map_err(Error::kvm("KVM_TRANSLATE"))?;
         Ok((found.valid != 0).then_some(found.physical_address))
+    }
+
+    fn notice_writes(&mut self, pages: &[Gfn]) -> Result<(), Error> {
+        notice::notice_writes(self, pages)
     }
 
     fn save(&mut self) -> Result<VcpuState, Error> {

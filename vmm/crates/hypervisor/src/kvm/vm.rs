@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use crate::dirty::{DirtyBitmap, Gfn, PAGE_SIZE};
-use crate::kvm::KvmVcpu;
+use crate::kvm::{KvmVcpu, notice};
 use crate::probe::Capabilities;
 use crate::state::XSAVE_BYTES;
 use crate::{CpuidTable, Error, GuestRam, Vm};
@@ -37,10 +37,9 @@ pub struct KvmVm {
     fd: VmFd,
     slots: Vec<kvm_userspace_memory_region>,
     dirty_log: bool,
-    /// What the dirty log held when the slots were last deleted.
-    carried: DirtyBitmap,
-    /// After the slots: dropped last, since KVM maps it.
+    /// Behind the descriptor: dropped last, since KVM maps them.
     ram: GuestRam,
+    notice: notice::Slot,
 }
 
 /// Opens `/dev/kvm` and checks the version of its interface.
@@ -98,15 +97,17 @@ impl KvmVm {
                 userspace_addr: region.host as u64,
             })
             .collect();
+        let notice = notice::Slot::new(&ram)?;
         let vm = Self {
             kvm,
             fd,
             slots,
             dirty_log: false,
-            carried: DirtyBitmap::default(),
             ram,
+            notice,
         };
         vm.add_slots()?;
+        vm.set_slot(vm.notice.describe(vm.slots.len() as u32))?;
         Ok(vm)
     }
 
@@ -159,8 +160,8 @@ impl KvmVm {
     }
 
     fn set_slot(&self, slot: kvm_userspace_memory_region) -> Result<(), Error> {
-        // SAFETY: the slot is one region of `self.ram`, which outlives the VM's descriptor here,
-        // or its deletion.
+        // SAFETY: the slot is one region of `self.ram` or `self.notice`, which outlive the VM's
+        // descriptor here.
         unsafe { self.fd.set_user_memory_region(slot) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))
     }
@@ -171,8 +172,22 @@ impl KvmVm {
             .iter()
             .try_for_each(|slot| self.set_slot(kvm_userspace_memory_region { flags, ..*slot }))
     }
+}
 
-    fn fetch_dirty_log(&self) -> Result<DirtyBitmap, Error> {
+impl Vm for KvmVm {
+    fn memory(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn set_dirty_log(&mut self, on: bool) -> Result<(), Error> {
+        if on == self.dirty_log {
+            return Ok(());
+        }
+        self.dirty_log = on;
+        self.add_slots()
+    }
+
+    fn dirty_log(&mut self) -> Result<DirtyBitmap, Error> {
         let mut dirty = DirtyBitmap::default();
         for slot in &self.slots {
             let bytes = slot.memory_size as usize;
@@ -187,41 +202,6 @@ impl KvmVm {
     }
 }
 
-impl Vm for KvmVm {
-    fn memory(&self) -> &GuestRam {
-        &self.ram
-    }
-
-    fn set_dirty_log(&mut self, on: bool) -> Result<(), Error> {
-        if on == self.dirty_log {
-            return Ok(());
-        }
-        self.dirty_log = on;
-        self.carried = DirtyBitmap::default();
-        self.add_slots()
-    }
-
-    fn dirty_log(&mut self) -> Result<DirtyBitmap, Error> {
-        let mut dirty = self.fetch_dirty_log()?;
-        dirty.merge(&std::mem::take(&mut self.carried));
-        Ok(dirty)
-    }
-
-    fn flush_shadow(&mut self) -> Result<(), Error> {
-        if self.dirty_log {
-            let dirty = self.fetch_dirty_log()?;
-            self.carried.merge(&dirty);
-        }
-        for slot in &self.slots {
-            self.set_slot(kvm_userspace_memory_region {
-                memory_size: 0,
-                ..*slot
-            })?;
-        }
-        self.add_slots()
-    }
-}
-
 fn require_capabilities(fd: &VmFd) -> Result<(), Error> {
     let sync = fd.check_extension_raw(KVM_CAP_SYNC_REGS.into());
     let wanted = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS) as i32;
@@ -229,6 +209,7 @@ fn require_capabilities(fd: &VmFd) -> Result<(), Error> {
     let needs = [
         (fd.check_extension(Cap::UserMemory), "KVM_CAP_USER_MEMORY"),
         (fd.check_extension(Cap::SetTssAddr), "KVM_CAP_SET_TSS_ADDR"),
+        (fd.check_extension(Cap::ReadonlyMem), "KVM_CAP_READONLY_MEM"),
         (fd.check_extension(Cap::VcpuEvents), "KVM_CAP_VCPU_EVENTS"),
         (fd.check_extension(Cap::Xcrs), "KVM_CAP_XCRS"),
         (fd.check_extension(Cap::Debugregs), "KVM_CAP_DEBUGREGS"),

@@ -45,7 +45,7 @@ pub(super) fn probe_gigabyte_pages() -> Result<bool, Error> {
     let mut work = true;
     for ring in [Ring::Kernel, Ring::User] {
         lab.load(write_and_tell(), ring, 0)?;
-        lab.guest.map_gigabyte()?;
+        lab.guest.map_gigabyte(ring)?;
         lab.guest.update_regs(|regs| regs.rbx = DATA);
         work &= lab.run().wrote_to(0x10);
     }

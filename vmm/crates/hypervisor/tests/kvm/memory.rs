@@ -1,7 +1,7 @@
 //! Dirty log, and memory written behind KVM's back.
 
 use hypervisor::bare::{DATA, Ring};
-use hypervisor::{DirtyBitmap, Gfn, Vcpu, Vm, guest_code};
+use hypervisor::{DirtyBitmap, Error, Gfn, GuestRam, PAGE_SIZE, Stop, Vcpu, Vm, guest_code};
 
 use crate::guest::{expect_out, guest};
 use crate::needs_kvm;
@@ -52,24 +52,6 @@ fn dirty_log_has_what_the_guest_wrote_and_is_cleared_by_fetching() {
 }
 
 #[test]
-fn dirty_log_survives_a_flush() {
-    needs_kvm!("dirty_log_survives_a_flush");
-    let mut guest = guest(write_words(), Ring::User);
-    guest.update_regs(|regs| (regs.rbx, regs.rcx, regs.rdx) = (DATA, 2, 0x1000));
-    guest.vm.set_dirty_log(true).unwrap();
-    expect_out(&mut guest, 0x10);
-    guest.vm.flush_shadow().unwrap();
-    guest.update_regs(|regs| regs.rbx = DATA + 0x8000);
-    expect_out(&mut guest, 0x10);
-    let first = Gfn::of(DATA).0;
-    assert_eq!(
-        data_pages(&guest.vm.dirty_log().unwrap()),
-        [first, first + 1, first + 8, first + 9]
-    );
-    assert!(data_pages(&guest.vm.dirty_log().unwrap()).is_empty());
-}
-
-#[test]
 fn vmm_writes_are_in_their_own_set_and_the_guest_sees_them() {
     needs_kvm!("vmm_writes_are_in_their_own_set_and_the_guest_sees_them");
     let mut guest = guest(write_words(), Ring::User);
@@ -92,30 +74,85 @@ fn vmm_writes_are_in_their_own_set_and_the_guest_sees_them() {
     assert_eq!(u64::from_le_bytes(word), 42);
 }
 
-#[test]
-fn page_tables_written_behind_kvm_count_after_a_flush() {
-    needs_kvm!("page_tables_written_behind_kvm_count_after_a_flush");
-    /// Entry of the page directory that maps DATA: 2 MiB pages, directory of the first GiB.
-    const DIRECTORY_ENTRY: u64 = 0xa000 + DATA / (2 << 20) * 8;
-    for ring in [Ring::Kernel, Ring::User] {
-        let mut guest = guest(read_word(), ring);
-        let other = DATA + (2 << 20);
-        guest.vm.memory().write(DATA, &1u64.to_le_bytes()).unwrap();
-        guest.vm.memory().write(other, &2u64.to_le_bytes()).unwrap();
-        guest.update_regs(|regs| regs.rbx = DATA);
-        expect_out(&mut guest, 0x10);
-        assert_eq!(guest.vcpu.regs().rax, 1);
-        // As a delta does: bring to rest, write memory, flush, restore.
-        guest.vcpu.settle().unwrap();
-        let state = guest.vcpu.save().unwrap();
-        guest
-            .vm
-            .memory()
-            .write(DIRECTORY_ENTRY, &(other | 0x87).to_le_bytes())
-            .unwrap();
-        guest.vm.flush_shadow().unwrap();
-        guest.vcpu.restore(&state).unwrap();
-        expect_out(&mut guest, 0x10);
-        assert_eq!(guest.vcpu.regs().rax, 2, "{ring:?}");
+/// Tables of the bare guest, from its root to the directory that maps DATA; pages of 2 MiB.
+const TABLES: [u64; 3] = [0x8000, 0x9000, 0xa000];
+
+/// Has the guest's tables from `level` on lead to other pages, where DATA is `to`: as a kernel would that puts new
+/// tables there. Returns the page that it has written to in the tables that were in use.
+fn remap(ram: &GuestRam, level: usize, to: u64) -> Gfn {
+    let spare = |level: usize| DATA + 0x10_0000 + level as u64 * 0x1000;
+    let index = |level: usize| match level {
+        2 => DATA / (2 << 20) * 8,
+        _ => 0,
+    };
+    for below in level + 1..TABLES.len() {
+        let mut table = [0; PAGE_SIZE];
+        ram.read(TABLES[below], &mut table).unwrap();
+        ram.write(spare(below), &table).unwrap();
     }
+    let mut table = TABLES[level];
+    for level in level..TABLES.len() {
+        let entry = match level {
+            2 => to | 0x87,
+            _ => spare(level + 1) | 7,
+        };
+        ram.write(table + index(level), &entry.to_le_bytes())
+            .unwrap();
+        table = spare(level + 1);
+    }
+    Gfn::of(TABLES[level])
+}
+
+#[test]
+fn page_tables_written_behind_kvm_count_once_they_are_noticed() {
+    needs_kvm!("page_tables_written_behind_kvm_count_once_they_are_noticed");
+    for ring in [Ring::Kernel, Ring::User] {
+        for level in 0..TABLES.len() {
+            let mut guest = guest(read_word(), ring);
+            let other = DATA + (2 << 20);
+            let ram = guest.vm.memory().clone();
+            ram.write(DATA, &1u64.to_le_bytes()).unwrap();
+            ram.write(other, &2u64.to_le_bytes()).unwrap();
+            guest.update_regs(|regs| regs.rbx = DATA);
+            expect_out(&mut guest, 0x10);
+            assert_eq!(guest.vcpu.regs().rax, 1);
+            // As a delta does: bring to rest, write memory, have it noticed, restore.
+            guest.vcpu.settle().unwrap();
+            let state = guest.vcpu.save().unwrap();
+            let written = remap(&ram, level, other);
+            guest.vcpu.notice_writes(&[written]).unwrap();
+            guest.vcpu.restore(&state).unwrap();
+            expect_out(&mut guest, 0x10);
+            assert_eq!(guest.vcpu.regs().rax, 2, "{ring:?}, level {level}");
+        }
+    }
+}
+
+#[test]
+fn noticing_changes_no_memory_and_refuses_what_is_none() {
+    needs_kvm!("noticing_changes_no_memory_and_refuses_what_is_none");
+    let mut guest = guest(read_word(), Ring::User);
+    guest.update_regs(|regs| regs.rbx = DATA);
+    expect_out(&mut guest, 0x10);
+    guest.vcpu.settle().unwrap();
+    let state = guest.vcpu.save().unwrap();
+    let ram = guest.vm.memory().clone();
+    let content = |ram: &GuestRam| -> Vec<u8> {
+        let mut bytes = vec![0; ram.size_bytes() as usize];
+        ram.read(0, &mut bytes).unwrap();
+        bytes
+    };
+    let before = content(&ram);
+    let all: Vec<Gfn> = ram.pages().collect();
+    guest.vcpu.kicker().kick();
+    guest.vcpu.notice_writes(&all).unwrap();
+    assert!(before == content(&ram), "memory has changed");
+    let outside = Gfn::of(ram.size_bytes());
+    assert!(matches!(
+        guest.vcpu.notice_writes(&[outside]),
+        Err(Error::Ram(_))
+    ));
+    guest.vcpu.restore(&state).unwrap();
+    assert_eq!(guest.vcpu.run().unwrap(), Stop::Kicked, "the kick is kept");
+    expect_out(&mut guest, 0x10);
 }
