@@ -25,8 +25,8 @@ const ROUNDS: usize = 5;
 /// Length of a load.
 const LENGTH: Duration = Duration::from_secs(2);
 /// Rounds and length of the loads of throughput.
-const THROUGHPUT_ROUNDS: usize = 8;
-const THROUGHPUT_LENGTH: Duration = Duration::from_secs(1);
+const THROUGHPUT_ROUNDS: usize = 16;
+const THROUGHPUT_LENGTH: Duration = Duration::from_millis(400);
 /// How long a wait looks before it sleeps, in the cases that spin.
 const SPIN: Duration = Duration::from_millis(5);
 
@@ -97,31 +97,52 @@ impl Scene<'_> {
         Ok((plain, probed, stages))
     }
 
-    /// Without probes, with each kind, and with all.
+    /// With each kind of probes, and with all. A channel's throughput wanders by a factor in seconds, so each
+    /// load with probes has one without before it and one behind it, and is compared with these two.
     fn throughputs(&self, pair: &mut Pair, report: &mut Report) -> Result<(), Failure> {
         let kinds = [
             ("throughput_probed", Probing::ALL),
             ("throughput_traffic", Probing::TRAFFIC),
             ("throughput_stations", Probing::STATIONS),
         ];
-        let mut plain = Vec::new();
+        let mut plain = vec![self.throughput(pair)?];
         let mut probed = [const { Vec::new() }; 3];
+        let mut ratios = [const { Vec::new() }; 3];
         for round in 1..=THROUGHPUT_ROUNDS {
             eprintln!("throughput: round {round} of {THROUGHPUT_ROUNDS}");
-            plain.push(pair.throughput(self.world, THROUGHPUT_LENGTH)? / 1e6);
-            for ((_, kind), rates) in kinds.iter().zip(&mut probed) {
+            for (index, (_, kind)) in kinds.iter().enumerate() {
                 let probes = self.probes(pair, *kind)?;
-                rates.push(pair.throughput(self.world, THROUGHPUT_LENGTH)? / 1e6);
+                let with = self.throughput(pair)?;
                 probes.end()?;
+                let (before, after) = (plain[plain.len() - 1], self.throughput(pair)?);
+                plain.push(after);
+                probed[index].push(with);
+                ratios[index].push(with / f64::midpoint(before, after));
             }
         }
         let base = Measure::of_runs("throughput_plain", "MB/s", &plain);
-        for ((name, _), rates) in kinds.iter().zip(&probed) {
-            let with = Measure::of_runs(*name, "MB/s", rates);
-            report.push(with.against("throughput_plain", &base));
+        for (index, (name, _)) in kinds.iter().enumerate() {
+            let paired = Measure::of_runs(*name, "1", &ratios[index]);
+            let note = format!(
+                "ratio: the median of {} loads, each to those without probes before and behind it",
+                ratios[index].len()
+            );
+            let with = Measure::of_runs(*name, "MB/s", &probed[index]).noted(note);
+            let with = with.against("throughput_plain", &base);
+            report.push(Measure {
+                ratio: paired.value,
+                ..with
+            });
+            let spread = format!("{name}_ratio");
+            report.push(Measure::of_runs(spread, "1", &ratios[index]));
         }
         report.push(base);
         Ok(())
+    }
+
+    /// MB/s.
+    fn throughput(&self, pair: &mut Pair) -> Result<f64, Failure> {
+        Ok(pair.throughput(self.world, THROUGHPUT_LENGTH)? / 1e6)
     }
 
     fn probes(&self, pair: &Pair, kind: Probing) -> Result<Probes, Failure> {

@@ -1,7 +1,6 @@
 //! One result of a benchmark: a distribution, or a single value.
 //!
 //! What was not measured has no figure: an empty distribution has only its `n`, a ratio to 0 is left out.
-#![allow(dead_code)] // parts of it are for benchmarks to come
 
 use hdrhistogram::Histogram;
 use serde::Serialize;

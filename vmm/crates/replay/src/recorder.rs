@@ -478,11 +478,12 @@ impl<V: Vm, C: Vcpu, O: Outside, L: LogSink> Recorder<V, C, O, L> {
         let exit = self.machine.exit().0;
         let unchecked = exit - self.last_digest_exit >= SILENT_EXITS;
         let silent = halted && exit - self.last_entry_exit >= SILENT_EXITS_HALTED;
-        let time = self.outside.now();
-        let late = !halted
-            && exit > self.last_entry_exit
-            && time.0.saturating_sub(self.last_entry_at.0) >= SILENT_NS;
-        if self.machine.is_at_exit() && (unchecked || silent || late) {
+        let mut late = || {
+            !halted
+                && exit > self.last_entry_exit
+                && self.outside.now().0.saturating_sub(self.last_entry_at.0) >= SILENT_NS
+        };
+        if self.machine.is_at_exit() && (unchecked || silent || late()) {
             let digest = self.machine.digest().0;
             self.entry(Event::Reached { digest })?;
         }
