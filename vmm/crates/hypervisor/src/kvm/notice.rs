@@ -6,8 +6,8 @@
 //! not run for seconds where the processors are busy, and the guest then meets a fault for every page that it uses.
 //!
 //! So the vCPU itself writes to each such page once more: one byte, with what it holds. KVM drops what it has
-//! derived from a page when it sees a write to it that is smaller than an entry. Where KVM derives nothing
-//! from memory, this is a few instructions.
+//! derived from a page when it sees a write to it that is smaller than an entry; the second byte of one, since it
+//! takes a write to the first for a change of flags. Where KVM derives nothing from memory, this is a few instructions.
 //!
 //! The code and the page tables for it lie in a slot of their own, read-only and the same in every VM of a
 //! size, so that a guest that finds them finds nothing that differs:
@@ -46,10 +46,10 @@ const BATCH: usize = 16;
 
 guest_code! {
     fn write_back() {
-        "or byte ptr [rax], 0", "or byte ptr [rbx], 0", "or byte ptr [rcx], 0", "or byte ptr [rdx], 0",
-        "or byte ptr [rsi], 0", "or byte ptr [rdi], 0", "or byte ptr [rsp], 0", "or byte ptr [rbp], 0",
-        "or byte ptr [r8], 0", "or byte ptr [r9], 0", "or byte ptr [r10], 0", "or byte ptr [r11], 0",
-        "or byte ptr [r12], 0", "or byte ptr [r13], 0", "or byte ptr [r14], 0", "or byte ptr [r15], 0",
+        "or byte ptr [rax + 1], 0", "or byte ptr [rbx + 1], 0", "or byte ptr [rcx + 1], 0", "or byte ptr [rdx + 1], 0",
+        "or byte ptr [rsi + 1], 0", "or byte ptr [rdi + 1], 0", "or byte ptr [rsp + 1], 0", "or byte ptr [rbp + 1], 0",
+        "or byte ptr [r8 + 1], 0", "or byte ptr [r9 + 1], 0", "or byte ptr [r10 + 1], 0", "or byte ptr [r11 + 1], 0",
+        "or byte ptr [r12 + 1], 0", "or byte ptr [r13 + 1], 0", "or byte ptr [r14 + 1], 0", "or byte ptr [r15 + 1], 0",
         "hlt",
     }
 }
