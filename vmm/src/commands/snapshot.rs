@@ -1,5 +1,6 @@
 //! `pollux snapshot`: boots a VM, waits until it is ready, and writes a snapshot of it.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hypervisor::Vcpu;
 use replay::NoLog;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
 use super::profiling::Profiling;
@@ -27,11 +29,10 @@ const SHOW_EVERY: Duration = Duration::from_secs(10);
 pub fn snapshot(options: SnapshotOptions) -> Outcome {
     let mut vm = merged(options.vm, options.config.as_deref())?;
     let host = vm::probe_host()?;
-    let console = match vm.console.clone() {
-        Some(path) => path,
-        None => std::env::temp_dir().join(format!("pollux-console-{}", std::process::id())),
-    };
-    let ours = vm.console.replace(console.clone()).is_none();
+    // Without a name in any directory: nothing is left behind, however this ends.
+    let unnamed = memfd_create("console", MemfdFlags::CLOEXEC)?;
+    let ours = || PathBuf::from(format!("/proc/self/fd/{}", unnamed.as_raw_fd()));
+    let console = vm.console.get_or_insert_with(ours).clone();
     let open = disk(&vm)?;
     let disk = open
         .as_ref()
@@ -46,7 +47,7 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
     let tap = vm.tap.clone();
     let out = options.out.clone();
     let wait = Wait {
-        console: console.clone(),
+        console,
         text: options.at,
         limit: options.timeout_s,
     };
@@ -59,9 +60,6 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
         }
         watch(sender.clone(), wait, out, tap, disk, done);
     });
-    if ours {
-        let _ = std::fs::remove_file(&console);
-    }
     let (_, runner) = ran?;
     if let Some(profiling) = profiling {
         profiling.write()?;
