@@ -64,7 +64,7 @@ impl Scene<'_> {
         cause: Cause,
         rng: &mut ChaCha8Rng,
     ) -> Result<Run, Failure> {
-        let (pair, epoch) = self.wait_for_pair()?;
+        let pair = self.wait_for_pair()?;
         let answers = rng.random_range(5..40);
         let patience = self.stage.patience().clone();
         self.client
@@ -75,7 +75,11 @@ impl Scene<'_> {
         let usual = self.client.live().take_silences().into_iter();
         let usual_ns = usual.map(|s| s.nanoseconds()).max().unwrap_or(0);
         self.client.live().take_gaps();
-        let lag = self.stage.status(pair.primary).unwrap_or_default().lag;
+        // The epoch, too, of now: it grows when a quarantine ends.
+        let Status { lag, epoch, .. } =
+            patience.wait_for("the primary's status", READY_LIMIT, || {
+                Ok(self.stage.status(pair.primary))
+            })?;
         let answers_before = self.client.live().answers();
         let handovers = self.watch.handovers().len();
         let (fault, detail) = strike(self.stage, pair, cause, rng)?;
@@ -120,14 +124,14 @@ impl Scene<'_> {
         })
     }
 
-    fn wait_for_pair(&mut self) -> Result<(Pair, Option<u64>), Failure> {
+    fn wait_for_pair(&mut self) -> Result<Pair, Failure> {
         let (primary, status) = self.stage.wait_for_protection(None, READY_LIMIT)?;
         let backup = status.peer.as_deref().and_then(SiteId::named);
         let backup = backup.ok_or("a protected primary names no backup")?;
         let pair = Pair { primary, backup };
         // All three are of use: none is still giving up something older.
         heal(self.stage, self.watch, primary)?;
-        Ok((pair, status.epoch))
+        Ok(pair)
     }
 
     /// The other host of a pair that is split has to give up by itself: nobody can tell it to.

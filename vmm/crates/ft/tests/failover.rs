@@ -67,6 +67,21 @@ fn backup_lost_while_protected_outputs_wait_until_the_primary_has_won_without_it
 }
 
 #[test]
+fn a_backup_that_is_lost_again_and_again_is_not_left_alone_for_longer_than_it_held() {
+    let mut stage = Stage::new();
+    stage.boot(Stage::config("castor"));
+    stage.standby(Stage::config("pollux"));
+    stage.run_until(5000, |stage| stage.status("castor") == "protected");
+    for _ in 0..8 {
+        stage.run(5000);
+        stage.kill("pollux");
+        stage.run_until(2000, |stage| stage.status("castor") != "protected");
+        stage.standby(Stage::config("pollux"));
+        stage.run_until(5000, |stage| stage.status("castor") == "protected");
+    }
+}
+
+#[test]
 fn partition_between_the_pair_exactly_one_goes_on() {
     for (slow, winner) in [("castor", "pollux"), ("pollux", "castor")] {
         let mut stage = Stage::protected();

@@ -45,13 +45,14 @@ impl Standbys {
         best.map(|standby| standby.host)
     }
 
-    /// `host` failed: it is left alone for a while, twice as long as the last time, unless it held for
-    /// long in between.
+    /// `host` failed: it is left alone for a while, twice as long as the last time, unless it was the backup in
+    /// between for at least twice as long as it had been left alone. So one that fails at once is asked ever
+    /// more seldom, and a VM is never left without a backup for longer than the backup held.
     pub(super) fn failed(&mut self, ctx: &Context<'_>, host: HostId) {
         let timings = ctx.timings();
         if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {
             let held = standby.since.take().map(|since| ctx.now.since(since));
-            if held.is_some_and(|held| held >= timings.standby_retry_most) {
+            if held.is_some_and(|held| held >= 2 * standby.wait) {
                 standby.wait = Duration::ZERO;
             }
             standby.wait = (standby.wait * 2)
@@ -61,8 +62,7 @@ impl Standbys {
         }
     }
 
-    /// `host` is the backup now: its failures are forgiven once it has held for a while. One that
-    /// diverges soon after each start is not asked to start for ever at the same rate.
+    /// `host` is the backup now.
     pub(super) fn succeeded(&mut self, ctx: &Context<'_>, host: HostId) {
         if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {
             standby.since = Some(ctx.now);
