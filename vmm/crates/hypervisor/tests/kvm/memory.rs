@@ -77,29 +77,26 @@ fn vmm_writes_are_in_their_own_set_and_the_guest_sees_them() {
 /// Tables of the bare guest, from its root to the directory that maps DATA; pages of 2 MiB.
 const TABLES: [u64; 3] = [0x8000, 0x9000, 0xa000];
 
-/// Has the guest's tables from `level` on lead to other pages, where DATA is `to`: as a kernel would that puts new
-/// tables there. Returns the page that it has written to in the tables that were in use.
+/// Puts new tables below that of `level`, in which DATA is `to`, and has it lead to them, as a kernel would. Returns
+/// the page that it has written to in the tables that were in use.
 fn remap(ram: &GuestRam, level: usize, to: u64) -> Gfn {
     let spare = |level: usize| DATA + 0x10_0000 + level as u64 * 0x1000;
-    let index = |level: usize| match level {
-        2 => DATA / (2 << 20) * 8,
-        _ => 0,
-    };
-    for below in level + 1..TABLES.len() {
+    let last = TABLES.len() - 1;
+    for (below, old) in TABLES.iter().enumerate().skip(level + 1) {
         let mut table = [0; PAGE_SIZE];
-        ram.read(TABLES[below], &mut table).unwrap();
+        ram.read(*old, &mut table).unwrap();
         ram.write(spare(below), &table).unwrap();
     }
-    let mut table = TABLES[level];
-    for level in level..TABLES.len() {
-        let entry = match level {
-            2 => to | 0x87,
-            _ => spare(level + 1) | 7,
+    let put = |level: usize, table: u64| {
+        let (index, entry) = if level == last {
+            (DATA / (2 << 20), to | 0x87)
+        } else {
+            (0, spare(level + 1) | 7)
         };
-        ram.write(table + index(level), &entry.to_le_bytes())
-            .unwrap();
-        table = spare(level + 1);
-    }
+        ram.write(table + index * 8, &entry.to_le_bytes()).unwrap();
+    };
+    put(level, TABLES[level]);
+    (level + 1..=last).for_each(|below| put(below, spare(below)));
     Gfn::of(TABLES[level])
 }
 
