@@ -2,8 +2,8 @@
  *
  * Makes RDTSC fault for itself and so for every process (PR_SET_TSC), mounts, loads the virtio
  * modules, configures the network, mounts the disk, starts redis-server, says READY, keeps a shell
- * on the console, and asks redis-server once. All of it without a fork before redis-server: fork and exec cost 0.4 s where KVM
- * emulates ring 0.
+ * on the console, and asks redis-server once. All of it without a fork before redis-server: fork and
+ * exec cost 0.4 s where KVM emulates ring 0.
  *
  *   command line   pollux.ip=10.0.0.2/24,10.0.0.1   address and default gateway of eth0
  *                  pollux.redis=off                 no redis-server

@@ -122,7 +122,7 @@ impl Scene<'_> {
         }
         let base = Measure::of_runs("throughput_plain", "MB/s", &plain);
         for (index, (name, _)) in kinds.iter().enumerate() {
-            let paired = Measure::of_runs(*name, "1", &ratios[index]);
+            let paired = Measure::of_runs(format!("{name}_ratio"), "1", &ratios[index]);
             let note = format!(
                 "ratio: the median of {} loads, each to those without probes before and behind it",
                 ratios[index].len()
@@ -133,8 +133,7 @@ impl Scene<'_> {
                 ratio: paired.value,
                 ..with
             });
-            let spread = format!("{name}_ratio");
-            report.push(Measure::of_runs(spread, "1", &ratios[index]));
+            report.push(paired);
         }
         report.push(base);
         Ok(())

@@ -45,12 +45,23 @@ impl Profiling {
     }
 
     /// Ends it and writes the report.
-    ///
-    /// # Errors
-    /// A file.
-    pub fn write(self) -> Result<(), Box<dyn Error>> {
+    fn write(self) -> Result<(), Box<dyn Error>> {
         let image = KernelImage::parse(&std::fs::read(&self.kernel)?)?;
         std::fs::write(&self.out, self.samples.report(&image))?;
         Ok(())
     }
+}
+
+/// The VM has run: writes the profile, if one was taken, and tells what was emulated.
+///
+/// # Errors
+/// A file of the profile.
+pub fn end(profiling: Option<Profiling>, emulated: Option<u64>) -> Result<(), Box<dyn Error>> {
+    if let Some(profiling) = profiling {
+        profiling.write()?;
+    }
+    if let Some(count) = emulated {
+        tracing::info!(count, "instructions emulated");
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use hypervisor::Vcpu;
 use replay::NoLog;
 
-use super::profiling::Profiling;
+use super::profiling::{self, Profiling};
 use super::signals::stop_on_signal;
 use super::{EXIT_RESET, Outcome};
 use crate::cli::{RestoreOptions, RunOptions};
@@ -84,12 +84,7 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
             sender.command(command);
         }
     })?;
-    if let Some(profiling) = profiling {
-        profiling.write()?;
-    }
-    if let Some(count) = runner.emulated_instructions() {
-        tracing::info!(count, "instructions emulated");
-    }
+    profiling::end(profiling, runner.emulated_instructions())?;
     Ok(tell(ended))
 }
 

@@ -11,7 +11,7 @@ use replay::NoLog;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
-use super::profiling::Profiling;
+use super::profiling::{self, Profiling};
 use super::run::{disk, merged, others};
 use super::signals::stop_on_signal;
 use crate::cli::SnapshotOptions;
@@ -61,12 +61,7 @@ pub fn snapshot(options: SnapshotOptions) -> Outcome {
         watch(sender.clone(), wait, out, tap, disk, done);
     });
     let (_, runner) = ran?;
-    if let Some(profiling) = profiling {
-        profiling.write()?;
-    }
-    if let Some(count) = runner.emulated_instructions() {
-        tracing::info!(count, "instructions emulated");
-    }
+    profiling::end(profiling, runner.emulated_instructions())?;
     match outcome.try_recv() {
         Ok(Ok(())) => {
             eprintln!("pollux: snapshot written to {}", options.out.display());

@@ -338,11 +338,12 @@ fn is_zero(page: &Page) -> bool {
         .all(|chunk| chunk.iter().fold(0, |acc, byte| acc | byte) == 0)
 }
 
-/// Reads `pages` entries of a pagemap and says in a bitmap which are present or swapped.
-fn page_addr(gfn: Gfn) -> Result<u64, RamError> {
+/// Address of a page's first byte.
+pub(crate) fn page_addr(gfn: Gfn) -> Result<u64, RamError> {
     gfn.addr().ok_or(RamError::NoRam { addr: u64::MAX })
 }
 
+/// Reads `pages` entries of a pagemap and says in a bitmap which are present or swapped.
 fn read_touched(pagemap: &mut impl Read, pages: usize) -> io::Result<Vec<u64>> {
     /// Bits 63 (present) and 62 (swapped): Documentation/admin-guide/mm/pagemap.rst.
     const TOUCHED: u64 = 0b11 << 62;

@@ -47,7 +47,7 @@ impl Standbys {
 
     /// `host` failed: it is left alone for a while, twice as long as the last time, unless it was the backup in
     /// between for at least twice as long as it had been left alone. So one that fails at once is asked ever
-    /// more seldom, and a VM is never left without a backup for longer than the backup held.
+    /// more seldom, and one that holds for a while is asked again soon each time.
     pub(super) fn failed(&mut self, ctx: &Context<'_>, host: HostId) {
         let timings = ctx.timings();
         if let Some(standby) = self.list.iter_mut().find(|standby| standby.host == host) {

@@ -30,6 +30,7 @@ use super::KvmVcpu;
 use super::vcpu::is_interruption;
 use crate::bare::{CR0, CR4, EFER, code_segment, data_segment, task_segment};
 use crate::dirty::{Gfn, PAGE_SIZE};
+use crate::ram::page_addr;
 use crate::{Error, GuestRam, RamError, guest_code};
 
 /// Where the slot begins: in the MMIO hole, used by no device.
@@ -133,7 +134,7 @@ pub(super) fn notice_writes(vcpu: &mut KvmVcpu, pages: &[Gfn]) -> Result<(), Err
 }
 
 fn address_of(ram: &GuestRam, gfn: Gfn) -> Result<u64, RamError> {
-    let addr = gfn.addr().ok_or(RamError::NoRam { addr: u64::MAX })?;
+    let addr = page_addr(gfn)?;
     ram.read(addr, &mut [0])?;
     Ok(addr)
 }
@@ -177,41 +178,24 @@ fn become_nobody(vcpu: &mut KvmVcpu) -> Result<(), Error> {
 }
 
 fn registers(addresses: [u64; BATCH]) -> kvm_regs {
-    let [
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-    ] = addresses;
+    let at = |register: usize| addresses[register];
     kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
+        rax: at(0),
+        rbx: at(1),
+        rcx: at(2),
+        rdx: at(3),
+        rsi: at(4),
+        rdi: at(5),
+        rsp: at(6),
+        rbp: at(7),
+        r8: at(8),
+        r9: at(9),
+        r10: at(10),
+        r11: at(11),
+        r12: at(12),
+        r13: at(13),
+        r14: at(14),
+        r15: at(15),
         rip: START,
         rflags: 2,
     }

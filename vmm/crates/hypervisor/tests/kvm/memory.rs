@@ -1,6 +1,6 @@
 //! Dirty log, and memory written behind KVM's back.
 
-use hypervisor::bare::{DATA, Ring};
+use hypervisor::bare::{BareGuest, DATA, Ring};
 use hypervisor::{DirtyBitmap, Error, Gfn, GuestRam, PAGE_SIZE, Stop, Vcpu, Vm, guest_code};
 
 use crate::guest::{expect_out, guest};
@@ -100,6 +100,14 @@ fn remap(ram: &GuestRam, level: usize, to: u64) -> Gfn {
     Gfn::of(TABLES[level])
 }
 
+/// Brings to rest, writes memory, has the pages noticed that `write` names, and restores.
+fn write_as_a_delta(guest: &mut BareGuest, write: impl FnOnce() -> Vec<Gfn>) {
+    guest.vcpu.settle().unwrap();
+    let state = guest.vcpu.save().unwrap();
+    guest.vcpu.notice_writes(&write()).unwrap();
+    guest.vcpu.restore(&state).unwrap();
+}
+
 #[test]
 fn page_tables_written_behind_kvm_count_once_they_are_noticed() {
     needs_kvm!("page_tables_written_behind_kvm_count_once_they_are_noticed");
@@ -113,12 +121,7 @@ fn page_tables_written_behind_kvm_count_once_they_are_noticed() {
             guest.update_regs(|regs| regs.rbx = DATA);
             expect_out(&mut guest, 0x10);
             assert_eq!(guest.vcpu.regs().rax, 1);
-            // As a delta does: bring to rest, write memory, have it noticed, restore.
-            guest.vcpu.settle().unwrap();
-            let state = guest.vcpu.save().unwrap();
-            let written = remap(&ram, level, other);
-            guest.vcpu.notice_writes(&[written]).unwrap();
-            guest.vcpu.restore(&state).unwrap();
+            write_as_a_delta(&mut guest, || vec![remap(&ram, level, other)]);
             expect_out(&mut guest, 0x10);
             assert_eq!(guest.vcpu.regs().rax, 2, "{ring:?}, level {level}");
         }
@@ -148,14 +151,12 @@ fn last_level_tables_written_behind_kvm_count_once_they_are_noticed() {
         guest.update_regs(|regs| regs.rbx = page(5));
         expect_out(&mut guest, 0x10);
         assert_eq!(guest.vcpu.regs().rax, 1);
-        guest.vcpu.settle().unwrap();
-        let state = guest.vcpu.save().unwrap();
         // More than one page at a time: a page that is written to often, KVM forgets for that alone.
-        entry(5, 9);
-        let others = (0..15).map(|n| Gfn::of(page(n)));
-        let written: Vec<Gfn> = others.chain([Gfn::of(TABLE)]).collect();
-        guest.vcpu.notice_writes(&written).unwrap();
-        guest.vcpu.restore(&state).unwrap();
+        write_as_a_delta(&mut guest, || {
+            entry(5, 9);
+            let others = (0..15).map(|n| Gfn::of(page(n)));
+            others.chain([Gfn::of(TABLE)]).collect()
+        });
         expect_out(&mut guest, 0x10);
         assert_eq!(guest.vcpu.regs().rax, 2, "{ring:?}");
     }
