@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -20,6 +21,10 @@ pub enum Stream {
 
 /// Lines of output kept; the oldest go first.
 const KEPT_LINES: usize = 10_000;
+
+/// How long the rest of the output of a process that has ended is waited for: longer only a
+/// grandchild takes, which holds the pipe open.
+const REST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Lines(Mutex<Vec<(Stream, String)>>);
@@ -89,21 +94,20 @@ impl Process {
         kill_process(self.pid(), signal).map_err(system("signal"))
     }
 
-    /// Waits for it to exit by itself.
+    /// Waits for it to exit by itself, and for all that it has printed.
     ///
     /// # Errors
     /// [`HarnessError::Patience`].
     pub fn wait(&mut self) -> Result<ExitStatus, HarnessError> {
-        if let Some(status) = self.status {
-            return Ok(status);
+        let status = wait_for("a process to exit", || self.try_wait())?;
+        let until = Instant::now() + REST;
+        while !self.readers.iter().all(JoinHandle::is_finished) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
-        let child = &mut self.child;
-        let status = wait_for("a process to exit", || child.try_wait().ok().flatten())?;
-        self.status = Some(status);
         Ok(status)
     }
 
-    /// Its status, if it has exited.
+    /// Its status, if it has exited. What it printed last may still be on its way.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().ok().flatten();
