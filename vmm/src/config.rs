@@ -61,7 +61,7 @@ pub struct VmOptions {
     /// Memory of the guest in MiB [default: 192]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
-    /// Raw disk image or block device
+    /// Raw disk image or block device; of a protected VM an image on storage that all hosts share
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
     /// TAP interface of the guest's network; made if it is not there
@@ -79,9 +79,6 @@ pub struct VmOptions {
     /// File for the console's output instead of the terminal
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
-    /// Unix socket of the control API
-    #[arg(long, value_name = "SOCKET")]
-    pub api: Option<PathBuf>,
     /// Try a kernel series that nobody has checked, as long as nothing in it is missed
     #[arg(long)]
     #[serde(default)]
@@ -103,7 +100,6 @@ impl VmOptions {
             guest_ip: self.guest_ip.or(file.guest_ip),
             guest_gateway: self.guest_gateway.or(file.guest_gateway),
             console: self.console.or(file.console),
-            api: self.api.or(file.api),
             allow_unknown_kernel: self.allow_unknown_kernel || file.allow_unknown_kernel,
         }
     }
@@ -152,11 +148,27 @@ impl FromStr for Mac {
     }
 }
 
-/// Reads the configuration file's `[vm]` table.
+/// The options, with those of a configuration file behind them.
 ///
 /// # Errors
 /// The file cannot be read or does not parse.
-pub fn read_file<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError> {
+pub fn merged(
+    vm: VmOptions,
+    ft: FtOptions,
+    file: Option<&Path>,
+) -> Result<(VmOptions, FtOptions), ConfigError> {
+    let Some(path) = file else {
+        return Ok((vm, ft));
+    };
+    let file = read_file::<File>(path)?;
+    Ok((vm.over(file.vm), ft.over(file.ft)))
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// The file cannot be read or does not parse.
+fn read_file<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -189,7 +201,20 @@ mod tests {
         let file: File = read_file(path.as_ref()).unwrap();
         assert!(file.ft.protect && file.ft.host.is_some() && file.ft.standbys.len() == 3);
         assert!(file.vm.mac_address().is_ok() && file.vm.memory_bytes().is_ok());
-        assert!(file.vm.disk.is_some() && file.vm.tap.is_some() && file.vm.api.is_some());
+        assert!(file.vm.disk.is_some() && file.vm.tap.is_some() && file.ft.api.is_some());
+    }
+
+    #[test]
+    fn a_file_alone_says_that_a_vm_is_protected() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let merged = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            let (vm, ft) = (VmOptions::default(), FtOptions::default());
+            super::merged(vm, ft, Some(file.path())).unwrap()
+        };
+        assert!(merged("[ft]\nprotect = true\n").1.is_given());
+        let (vm, ft) = merged("[vm]\nmemory = 256\n");
+        assert_eq!((vm.memory, ft.is_given()), (Some(256), false));
     }
 
     #[test]

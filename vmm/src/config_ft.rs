@@ -150,6 +150,9 @@ pub struct FtOptions {
     /// further address of one
     #[arg(long = "standby", value_name = "NAME=ADDR:PORT")]
     pub standbys: Vec<Standby>,
+    /// Unix socket of the control API, which `pollux ctl` speaks
+    #[arg(long, value_name = "SOCKET")]
+    pub api: Option<PathBuf>,
     /// Socket of a vhost-ftlog that somebody else runs (a service manager, say), with this host's
     /// --listen port + 1 and the same key [default: one of our own is started]
     #[arg(long, value_name = "SOCKET")]
@@ -192,6 +195,8 @@ pub struct FtConfig {
     pub shared_dir: PathBuf,
     /// Other hosts in the order of preference, each with its addresses.
     pub standbys: Vec<(HostId, Vec<SocketAddr>)>,
+    /// Socket of the control API.
+    pub api: Option<PathBuf>,
     /// Socket of a running channel daemon.
     pub channel: Option<PathBuf>,
     /// Socket of a running probe daemon.
@@ -218,6 +223,7 @@ impl FtOptions {
             } else {
                 self.standbys
             },
+            api: self.api.or(file.api),
             channel: self.channel.or(file.channel),
             probes: self.probes.or(file.probes),
             interface: self.interface.or(file.interface),
@@ -278,6 +284,7 @@ impl FtOptions {
             key_file,
             shared_dir,
             standbys,
+            api: self.api.clone(),
             channel: self.channel.clone(),
             probes: self.probes.clone(),
             interface: self.interface.clone(),

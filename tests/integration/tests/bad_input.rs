@@ -91,6 +91,15 @@ fn a_configuration_with_an_unknown_key_is_refused() {
     refused(&["run", "--config", file.to_str().unwrap()], "memroy");
 }
 
+/// Were the table not looked at, this would be a VM on its own, on a disk that others may have.
+#[test]
+fn a_configuration_alone_asks_for_protection() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pollux.toml");
+    fs::write(&file, "[vm]\nkernel = '/nowhere'\n[ft]\nprotect = true\n").unwrap();
+    refused(&["run", "--config", file.to_str().unwrap()], "--host NAME");
+}
+
 #[test]
 fn a_log_of_something_else_is_refused() {
     let dir = tempfile::tempdir().unwrap();

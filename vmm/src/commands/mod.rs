@@ -31,7 +31,6 @@ pub const EXIT_RESET: u8 = 3;
 /// Whatever it says.
 pub fn run(command: Command) -> Outcome {
     match command {
-        Command::Run(options) if options.ft.is_given() => protect::protect(options),
         Command::Run(options) => run::run(options),
         Command::Init(options) => init::init(&options),
         Command::Standby(options) => protect::standby(options),

@@ -1,13 +1,14 @@
 //! `pollux run --protect` and `pollux standby`: a VM that survives its host.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::run::{boot_or_load, merged};
+use super::run::boot_or_load;
 use super::{EXIT_RESET, Outcome};
 use crate::api;
-use crate::cli::{RunOptions, StandbyOptions};
-use crate::config::{self, VmOptions};
+use crate::cli::StandbyOptions;
+use crate::config::{VmOptions, merged};
 use crate::config_ft::FtOptions;
 use crate::io::{Disk, DiskMode};
 use crate::session::{Cold, Devices, FtSettings, Session, SessionControl, SessionEnd};
@@ -17,18 +18,16 @@ use crate::vm;
 ///
 /// # Errors
 /// It cannot be made, or is lost on this host.
-pub fn protect(options: RunOptions) -> Outcome {
-    let (vm_options, ft) = both(options.vm, options.ft, options.config.as_deref())?;
-    let settings = FtSettings::new(ft.check()?, vm_options.api.as_deref())?;
+pub fn protect(vm: &VmOptions, ft: &FtOptions, snapshot: Option<&Path>) -> Outcome {
+    let settings = FtSettings::new(ft.check()?)?;
     let host = vm::probe_host()?;
     // Only looked at: it is opened for use once the epoch is won.
-    let image = vm_options
+    let image = vm
         .disk
         .as_deref()
         .map(|path| Disk::open(path, DiskMode::Shared))
         .transpose()?;
-    let snapshot = options.from_snapshot.as_deref();
-    let machine = boot_or_load(&vm_options, snapshot, &host, image.as_ref())?;
+    let machine = boot_or_load(vm, snapshot, &host, image.as_ref())?;
     // Until then another host may run the VM on it.
     let disk = match (snapshot, &image) {
         (Some(_), Some(image)) => Some(image.identity()?),
@@ -36,10 +35,7 @@ pub fn protect(options: RunOptions) -> Outcome {
     };
     drop(image);
     let cold = Cold { machine, disk };
-    run(
-        Session::new(settings, devices(&vm_options), host, Some(cold))?,
-        &vm_options,
-    )
+    run(settings, vm, host, Some(cold))
 }
 
 /// Waits for work.
@@ -47,33 +43,13 @@ pub fn protect(options: RunOptions) -> Outcome {
 /// # Errors
 /// What cannot be had.
 pub fn standby(options: StandbyOptions) -> Outcome {
-    let (vm_options, ft) = both(options.vm, options.ft, options.config.as_deref())?;
-    let settings = FtSettings::new(
-        FtOptions {
-            protect: true,
-            ..ft
-        }
-        .check()?,
-        vm_options.api.as_deref(),
-    )?;
-    let host = vm::probe_host()?;
-    run(
-        Session::new(settings, devices(&vm_options), host, None)?,
-        &vm_options,
-    )
-}
-
-fn both(
-    vm: VmOptions,
-    ft: FtOptions,
-    file: Option<&std::path::Path>,
-) -> Result<(VmOptions, FtOptions), config::ConfigError> {
-    let from_file = file.map(config::read_file::<config::File>).transpose()?;
-    let ft = match from_file {
-        Some(from_file) => ft.over(from_file.ft),
-        None => ft,
+    let (vm, ft) = merged(options.vm, options.ft, options.config.as_deref())?;
+    let ft = FtOptions {
+        protect: true,
+        ..ft
     };
-    Ok((merged(vm, file)?, ft))
+    let settings = FtSettings::new(ft.check()?)?;
+    run(settings, &vm, vm::probe_host()?, None)
 }
 
 fn devices(vm: &VmOptions) -> Devices {
@@ -84,14 +60,15 @@ fn devices(vm: &VmOptions) -> Devices {
     }
 }
 
-fn run(session: Session, vm: &VmOptions) -> Outcome {
+fn run(settings: FtSettings, vm: &VmOptions, host: vm::Host, cold: Option<Cold>) -> Outcome {
+    let api = settings.ft.api.clone();
+    let session = Session::new(settings, devices(vm), host, cold)?;
     let handle = session.handle();
     let control = Arc::new(SessionControl::new(
         handle.sender.clone(),
         Arc::clone(&handle.log),
     ));
-    let api = vm
-        .api
+    let api = api
         .as_deref()
         .map(|path| api::Server::start(path, control))
         .transpose()?;

@@ -6,9 +6,11 @@ use hypervisor::Vcpu;
 use replay::RecordingWriter;
 
 use super::Outcome;
-use super::run::{Clocked, boot_or_load, disk, merged, others, tell};
+use super::run::{Clocked, boot_or_load, disk, others, tell};
 use super::signals::stop_on_signal;
 use crate::cli::RecordOptions;
+use crate::config::merged;
+use crate::config_ft::FtOptions;
 use crate::vm::{self, SnapshotMeta};
 
 /// Boots or restores a VM, records it to its end, and closes the recording.
@@ -16,7 +18,7 @@ use crate::vm::{self, SnapshotMeta};
 /// # Errors
 /// It cannot be made, run or written. What was recorded stays as an incomplete recording.
 pub fn record(options: RecordOptions) -> Outcome {
-    let vm = merged(options.vm, options.config.as_deref())?;
+    let (vm, _) = merged(options.vm, FtOptions::default(), options.config.as_deref())?;
     let host = vm::probe_host()?;
     let disk = disk(&vm)?;
     let mut machine = boot_or_load(&vm, options.from_snapshot.as_deref(), &host, disk.as_ref())?;

@@ -1,4 +1,4 @@
-//! `pollux run` and `pollux restore`: a VM on its own.
+//! `pollux run` and `pollux restore`: a VM on its own, unless it is to be protected.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,10 +7,11 @@ use hypervisor::Vcpu;
 use replay::NoLog;
 
 use super::profiling::{self, Profiling};
+use super::protect::protect;
 use super::signals::stop_on_signal;
 use super::{EXIT_RESET, Outcome};
 use crate::cli::{RestoreOptions, RunOptions};
-use crate::config::{self, VmOptions};
+use crate::config::{VmOptions, merged};
 use crate::console::Console;
 use crate::io::{Disk, DiskError, DiskMode, Storage, Tap};
 use crate::vm::{self, Backends, Ended, Host, KvmMachine, SnapshotMeta};
@@ -20,10 +21,14 @@ use crate::vm::{self, Backends, Ended, Host, KvmMachine, SnapshotMeta};
 /// # Errors
 /// It cannot be made or run.
 pub fn run(options: RunOptions) -> Outcome {
-    let vm = merged(options.vm, options.config.as_deref())?;
+    let (vm, ft) = merged(options.vm, options.ft, options.config.as_deref())?;
+    let snapshot = options.from_snapshot.as_deref();
+    if ft.is_given() {
+        return protect(&vm, &ft, snapshot);
+    }
     let host = vm::probe_host()?;
     let disk = disk(&vm)?;
-    let machine = boot_or_load(&vm, options.from_snapshot.as_deref(), &host, disk.as_ref())?;
+    let machine = boot_or_load(&vm, snapshot, &host, disk.as_ref())?;
     let backends = others(&vm, disk)?;
     let clocked = Clocked::start(machine.exit().0);
     let (ended, runner) = vm::run_live(machine, backends, NoLog, 0, Vec::new(), |sender| {
@@ -112,15 +117,6 @@ fn check_disk(disk: Option<&Disk>, meta: &SnapshotMeta) -> Result<(), DiskError>
         (Some(disk), Some(identity)) => disk.check_identity(identity),
         _ => Ok(()),
     }
-}
-
-/// The options, with those of a configuration file behind them.
-///
-/// # Errors
-/// The file is bad.
-pub fn merged(vm: VmOptions, file: Option<&Path>) -> Result<VmOptions, config::ConfigError> {
-    let Some(path) = file else { return Ok(vm) };
-    Ok(vm.over(config::read_file::<config::File>(path)?.vm))
 }
 
 /// Opens the VM's disk.

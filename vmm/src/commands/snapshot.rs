@@ -12,9 +12,11 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::Outcome;
 use super::profiling::{self, Profiling};
-use super::run::{disk, merged, others};
+use super::run::{disk, others};
 use super::signals::stop_on_signal;
 use crate::cli::SnapshotOptions;
+use crate::config::merged;
+use crate::config_ft::FtOptions;
 use crate::io::DiskIdentity;
 use crate::vm::{self, Command, SnapshotError, SnapshotMeta, VcpuSender};
 
@@ -27,7 +29,7 @@ const SHOW_EVERY: Duration = Duration::from_secs(10);
 /// # Errors
 /// The VM cannot be made, is not ready in time, or the snapshot cannot be written.
 pub fn snapshot(options: SnapshotOptions) -> Outcome {
-    let mut vm = merged(options.vm, options.config.as_deref())?;
+    let (mut vm, _) = merged(options.vm, FtOptions::default(), options.config.as_deref())?;
     let host = vm::probe_host()?;
     // Without a name in any directory: nothing is left behind, however this ends.
     let unnamed = memfd_create("console", MemfdFlags::CLOEXEC)?;

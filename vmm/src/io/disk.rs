@@ -17,10 +17,11 @@ pub const SECTOR_LEN: u64 = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskMode {
     /// Through the host's page cache; a flush of the guest is an `fdatasync`. For a VM on its own: the
-    /// image is locked against other users on this host.
+    /// image is locked against all other users on this host.
     Cached,
-    /// `O_DIRECT | O_DSYNC`: a completed write is on the storage. For shared storage under protection:
-    /// who may open it is decided by the epoch, not by a lock.
+    /// `O_DIRECT | O_DSYNC`: a completed write is on the storage. For an image on shared storage under
+    /// protection: which of the hosts may open it is decided by the epoch; the lock, which they share, keeps
+    /// VMs away that ask for no epoch.
     Shared,
 }
 
@@ -38,6 +39,12 @@ pub enum DiskError {
     /// Another process has it locked.
     #[error("disk image {0} is in use by another process: stop that VM first")]
     InUse(PathBuf),
+    /// Late writes of a lost host have no place beside it.
+    #[error(
+        "disk image {0} is no file: protection needs an image in a directory on shared storage, since \
+         late writes of a lost host go to files beside it"
+    )]
+    NoFile(PathBuf),
     /// Its size is not whole sectors.
     #[error("disk image {path} has {bytes} bytes, which is not a multiple of 512 above zero")]
     Size {
@@ -93,6 +100,24 @@ impl DiskIdentity {
     }
 }
 
+/// Keeps others away, where the file system has locks.
+fn lock(file: &File, path: &Path, mode: DiskMode) -> Result<(), DiskError> {
+    let kind = match mode {
+        DiskMode::Cached => libc::LOCK_EX,
+        DiskMode::Shared => libc::LOCK_SH,
+    };
+    // SAFETY: flock takes no pointers.
+    if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Err(DiskError::InUse(path.to_owned()));
+    }
+    tracing::warn!(path = %path.display(), %error, "the disk image cannot be locked");
+    Ok(())
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -125,11 +150,9 @@ impl Disk {
                 (DiskMode::Shared, Some(libc::EINVAL)) => DiskError::NoDirect(path.to_owned()),
                 _ => open_error(source),
             })?;
-        if mode == DiskMode::Cached {
-            // SAFETY: flock takes no pointers.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-                return Err(DiskError::InUse(path.to_owned()));
-            }
+        lock(&file, path, mode)?;
+        if mode == DiskMode::Shared && !file.metadata().map_err(open_error)?.is_file() {
+            return Err(DiskError::NoFile(path.to_owned()));
         }
         let bytes = file.seek(SeekFrom::End(0)).map_err(open_error)?;
         if bytes == 0 || bytes % SECTOR_LEN != 0 {
@@ -244,6 +267,20 @@ mod tests {
         ));
         drop(first);
         assert!(Disk::open(&path, DiskMode::Cached).is_ok());
+    }
+
+    #[test]
+    fn protected_vms_share_an_image_and_no_other_has_it_too() {
+        let (_dir, path) = image(4096);
+        let open = |mode| Disk::open(&path, mode);
+        let hosts = [
+            open(DiskMode::Shared).unwrap(),
+            open(DiskMode::Shared).unwrap(),
+        ];
+        assert!(matches!(open(DiskMode::Cached), Err(DiskError::InUse(_))));
+        drop(hosts);
+        let _alone = open(DiskMode::Cached).unwrap();
+        assert!(matches!(open(DiskMode::Shared), Err(DiskError::InUse(_))));
     }
 
     #[test]

@@ -51,17 +51,16 @@ pub struct FtSettings {
 }
 
 impl FtSettings {
-    /// Finds what the options do not say. `api` is where the VM's API is served, if it is: `ftprobe` asks
-    /// it for metrics.
+    /// Finds what the options do not say.
     ///
     /// # Errors
     /// The channel's daemon is not there.
-    pub fn new(ft: FtConfig, api: Option<&Path>) -> Result<Self, NoDaemon> {
+    pub fn new(ft: FtConfig) -> Result<Self, NoDaemon> {
         let own = std::env::current_exe().unwrap_or_default();
         let run_dir = std::env::temp_dir().join(format!("pollux-{}-{}", ft.me, std::process::id()));
         Ok(Self {
             channel: channel(&ft, &own, &run_dir)?,
-            probes: probes(&ft, &own, &run_dir, api),
+            probes: probes(&ft, &own, &run_dir),
             ft,
             run_dir,
         })
@@ -124,7 +123,7 @@ const CHANNEL_ADMIN: &str = "ftlog.admin";
 const PROBE_SOCKET: &str = "ftprobe.sock";
 const METRICS: &str = "metrics";
 
-fn probes(ft: &FtConfig, own: &Path, run_dir: &Path, api: Option<&Path>) -> ProbeDaemon {
+fn probes(ft: &FtConfig, own: &Path, run_dir: &Path) -> ProbeDaemon {
     if let Some(socket) = &ft.probes {
         return ProbeDaemon::Running(socket.clone());
     }
@@ -140,6 +139,7 @@ fn probes(ft: &FtConfig, own: &Path, run_dir: &Path, api: Option<&Path>) -> Prob
         format!("unix:{}", metrics.display()),
     ]);
     let channel = ft.channel.is_none().then(|| run_dir.join(CHANNEL_ADMIN));
+    let api = ft.api.as_deref();
     for (flag, socket) in [("--channel", channel.as_deref()), ("--vmm", api)] {
         if let Some(socket) = socket {
             args.extend([flag.to_owned(), socket.display().to_string()]);
