@@ -237,6 +237,9 @@ impl Session {
         for event in replies.into_iter().chain(self.leader.positions()) {
             self.tell(event)?;
         }
+        if let Some(upto) = self.replica.released() {
+            self.follower.released(upto);
+        }
         self.leader.announce();
         self.arrive()?;
         self.look_after_idle();
@@ -288,7 +291,7 @@ impl Session {
                 Ok(())
             }
             SessionEvent::Limits(change, reply) => {
-                let _ = reply.send(self.change_limits(&change));
+                let _ = reply.send(self.take_operators_limits(&change));
                 Ok(())
             }
             SessionEvent::Pause(on, reply) => {
@@ -509,6 +512,17 @@ impl Session {
                 &format!("those of the primary are not taken: {why}"),
             );
         }
+    }
+
+    /// An operator's limits: of the primary, which tells its backup.
+    fn take_operators_limits(&mut self, change: &LimitsChange) -> Result<Limits, Refused> {
+        if !self.leader.is_live() {
+            return Err(Refused::conflict(
+                "no VM runs on this host whose limits could be changed",
+                "ask the primary: its limits are those of its backup, too",
+            ));
+        }
+        self.change_limits(change)
     }
 
     fn change_limits(&mut self, change: &LimitsChange) -> Result<Limits, Refused> {

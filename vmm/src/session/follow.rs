@@ -44,6 +44,13 @@ impl Follower {
         }
     }
 
+    /// The primary has released the outputs of everything below.
+    pub(super) fn released(&self, upto: Seq) {
+        if let Some(replica) = &self.replica {
+            replica.released(upto);
+        }
+    }
+
     pub(super) fn hand_over(&mut self) -> Option<Handover> {
         self.session = None;
         self.replica.take()?.hand_over()

@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -82,6 +82,8 @@ pub struct Backup {
     send: Sender<ToBackup>,
     stop: Arc<Stop>,
     position: Arc<VmPosition>,
+    /// The primary has released the outputs of everything below.
+    released: Arc<AtomicU64>,
     /// Where the state comes from; cut when nobody wants it any more.
     stream: TcpStream,
     thread: Option<JoinHandle<()>>,
@@ -131,16 +133,22 @@ impl Backup {
         let (send, receive) = channel();
         let stop = Arc::new(Stop::new()?);
         let position = Arc::new(VmPosition::default());
-        let theirs = (Arc::clone(&stop), Arc::clone(&position));
+        let released = Arc::new(AtomicU64::new(0));
+        let theirs = (
+            Arc::clone(&stop),
+            Arc::clone(&position),
+            Arc::clone(&released),
+        );
         let thread = std::thread::Builder::new()
             .name("replica".to_owned())
             .spawn(move || {
-                let (stop, position) = theirs;
+                let (stop, position, released) = theirs;
                 let panicked = Panicked(tell);
                 let replica = Replica {
                     receive,
                     stop,
                     position,
+                    released,
                     tell: &panicked.0,
                 };
                 replica.run(&host, state, log);
@@ -150,6 +158,7 @@ impl Backup {
             stream,
             stop,
             position,
+            released,
             thread: Some(thread),
         })
     }
@@ -157,6 +166,11 @@ impl Backup {
     /// How far the replica is.
     pub fn position(&self) -> &VmPosition {
         &self.position
+    }
+
+    /// The primary has released the outputs of everything below: they are kept for no takeover.
+    pub fn released(&self, upto: Seq) {
+        self.released.store(upto.0, Ordering::Relaxed);
     }
 
     /// Tells where the log ends, once the channel is closed.
@@ -229,6 +243,7 @@ struct Replica<'a, F> {
     receive: Receiver<ToBackup>,
     stop: Arc<Stop>,
     position: Arc<VmPosition>,
+    released: Arc<AtomicU64>,
     tell: &'a F,
 }
 
@@ -349,6 +364,8 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
             let moved = following.frame(&stop, self.tell)?;
             let machine = following.replayer.machine();
             self.position.set(machine.exit().0, machine.board().now().0);
+            let released = Seq(self.released.load(Ordering::Relaxed));
+            following.recent.forget_while(|next| *next <= released);
             let tell_in = following.pace.tell(self.tell);
             if moved {
                 continue;

@@ -9,7 +9,7 @@
 //! Owner of the role. It hands every event to the role, then lets it draw its conclusions, and
 //! changes roles; the rules are the roles' own.
 
-use format::Epoch;
+use format::{Epoch, Seq};
 
 use crate::action::{Action, Actions, Leave, Notice, Origin};
 use crate::backup::{Backup, Step};
@@ -162,6 +162,15 @@ impl Replica {
         match &self.role {
             Role::Backup(backup) => backup.epoch(),
             _ => self.record().map(|record| record.epoch),
+        }
+    }
+
+    /// On a backup: the primary has released the effects of everything below, as far as it has told.
+    #[must_use]
+    pub fn released(&self) -> Option<Seq> {
+        match &self.role {
+            Role::Backup(backup) => backup.released(),
+            _ => None,
         }
     }
 

@@ -40,6 +40,13 @@ impl<T> RecentOutput<T> {
         }
     }
 
+    /// Drops the oldest as long as `done` says that nobody needs it any more.
+    pub fn forget_while(&mut self, done: impl Fn(&T) -> bool) {
+        while let Some((_, oldest)) = self.effects.pop_front_if(|(what, _)| done(what)) {
+            self.bytes -= bytes(&oldest);
+        }
+    }
+
     /// Takes all, oldest first.
     pub fn drain(&mut self) -> impl Iterator<Item = (T, Effect)> + '_ {
         self.bytes = 0;
@@ -77,5 +84,17 @@ mod tests {
         assert_eq!(recent.drain().count(), 0, "larger than all room");
         recent.push(5, frame(1000));
         assert_eq!(recent.into_effects().count(), 1);
+    }
+
+    #[test]
+    fn what_is_done_is_dropped_and_makes_room() {
+        let mut recent = RecentOutput::new(2 * (100 + OVERHEAD_BYTES));
+        for number in 1..=2 {
+            recent.push(number, Effect::NetTx(vec![0; 100]));
+        }
+        recent.forget_while(|number| *number <= 1);
+        recent.push(3, Effect::NetTx(vec![0; 100]));
+        let kept: Vec<i32> = recent.drain().map(|(number, _)| number).collect();
+        assert_eq!(kept, [2, 3]);
     }
 }

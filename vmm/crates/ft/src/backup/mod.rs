@@ -130,6 +130,10 @@ impl Backup {
         self.session.as_ref().map(|following| following.epoch)
     }
 
+    pub(crate) fn released(&self) -> Option<Seq> {
+        self.session.as_ref().map(|following| following.released)
+    }
+
     pub(crate) fn may_take_over(&self) -> bool {
         self.session
             .as_ref()
