@@ -14,6 +14,7 @@ mod record;
 mod report;
 mod restore;
 mod stage;
+mod state_transfer;
 mod storage;
 mod wire;
 
@@ -54,6 +55,8 @@ enum Bench {
     Record(record::Options),
     /// How long a snapshot takes to be a guest that answers.
     Restore(restore::Options),
+    /// How long a VM stands still for a state transfer, by fork and by pre-copy.
+    StateTransfer(state_transfer::Options),
     /// What protection costs a guest: against the same guest unprotected.
     Cost(cost::Options),
     /// A protected VM for long, under mixed load on a busy machine: nothing may fail or grow.
@@ -87,6 +90,9 @@ fn main() -> ExitCode {
         Bench::Restore(options) => {
             report::print("restore", json, |report| restore::run(&options, report))
         }
+        Bench::StateTransfer(options) => report::print("state-transfer", json, |report| {
+            state_transfer::run(&options, report)
+        }),
         Bench::Endure(options) => {
             report::print("endure", json, |report| endure::run(&options, report))
         }

@@ -83,9 +83,7 @@ pub(super) fn run(options: &Options, runs: usize, report: &mut Report) -> Result
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut stage = Stage::new(&options.stage, &interrupt)?;
     let start = Start::prepare(&options.stage, &stage.patience().clone())?;
-    if start.snapshot().is_none() {
-        return Err("this series needs a snapshot: without --boot".into());
-    }
+    start.needed_snapshot()?;
     let watch = Watch::start(&stage)?;
     let [a, b, _] = SITES;
     stage.start_standby(b)?;

@@ -53,15 +53,13 @@ pub(super) struct Lab {
 impl Lab {
     pub(super) fn new(options: &StageOptions, patience: Patience) -> Result<Self, Failure> {
         let start = Start::prepare(options, &patience)?;
-        let snapshot = start
-            .snapshot()
-            .ok_or("this needs a snapshot: not --boot")?;
+        let snapshot = start.needed_snapshot()?.to_owned();
         let host = Host::new()?;
         host.disable_ipv6()?;
         host.add_bridge("br0")?;
         host.add_tap("tap0", "br0")?;
         Ok(Self {
-            snapshot: snapshot.to_owned(),
+            snapshot,
             start,
             host,
             programs: Programs::find(options.programs.as_deref())?,

@@ -43,8 +43,7 @@ pub(super) struct Stand {
 impl Stand {
     pub(super) fn new(options: &StageOptions, patience: Patience) -> Result<Self, Failure> {
         let start = Start::prepare(options, &patience)?;
-        let snapshot = start.snapshot();
-        let snapshot = snapshot.ok_or("this needs a snapshot: not --boot")?;
+        let snapshot = start.needed_snapshot()?.to_owned();
         let host = Host::new()?;
         host.disable_ipv6()?;
         let tap = ["tuntap", "add", "dev", "tap0", "mode", "tap", "vnet_hdr"];
@@ -56,7 +55,7 @@ impl Stand {
         let neighbour = ["neigh", "add", &guest, "lladdr", GUEST_MAC, "dev", "tap0"];
         host.command("ip", &neighbour)?;
         Ok(Self {
-            snapshot: snapshot.to_owned(),
+            snapshot,
             start,
             host,
             programs: Programs::find(options.programs.as_deref())?,

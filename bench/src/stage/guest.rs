@@ -83,6 +83,12 @@ impl Start {
         self.snapshot.as_deref()
     }
 
+    /// The same where there must be one.
+    pub(crate) fn needed_snapshot(&self) -> Result<&Path, Failure> {
+        self.snapshot()
+            .ok_or_else(|| "this needs a snapshot: without --boot".into())
+    }
+
     /// Copies the disk, with its times: they are part of its identity.
     pub(crate) fn place_disk(&self, to: &Path) -> Result<(), Failure> {
         copy_with_times(&self.disk, to)

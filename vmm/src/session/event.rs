@@ -8,11 +8,11 @@ use format::SessionId;
 use ft::{ArbiterReply, CallId, Command};
 use vhost_ftlog::frontend::ChannelEvent;
 
-use super::fork::Child;
 use super::probes::ProbeNews;
 use crate::api::{Limits, LimitsChange, Refused, StatusReport};
 use crate::link::LinkEvent;
 use crate::vm::{FromBackup, FromPrimary};
+use transfer::fork::Child;
 
 /// Something for the session's thread.
 pub enum SessionEvent {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use ::transfer::fork::{self, Child};
 use format::{AckRecord, ControlOp, Epoch, ExitNumber, Seq, SessionId};
 use ft::{Event, GateMode, HostId, Mark, Quiesce, Time};
+use hypervisor::GuestRam;
+use replay::MachineState;
 use vhost_ftlog::config_space::{Reach, Role, SessionParams};
 use vhost_ftlog::frontend::Acks;
 
 use super::arrive::{Arriving, Cold};
 use super::driver::{Session, SessionError};
 use super::event::{SessionEvent, TransferBegun};
-use super::fork::{self, Child};
 use super::{Devices, transfer, world};
 use crate::api::{Lag, Limits, Output, Pacing, Quantiles, StatusReport, Transfer};
 use crate::io::Delivery;
@@ -413,11 +415,8 @@ impl Session {
             since: Instant::now(),
             child: None,
         });
-        let (link, sender, vcpu) = (
-            Arc::clone(&self.link),
-            self.sender.clone(),
-            vm.vcpu().clone(),
-        );
+        let (link, sender) = (Arc::clone(&self.link), self.sender.clone());
+        let (dirty_log, vcpu) = (vm.dirty_log().clone(), vm.vcpu().clone());
         let wall_at_birth = self.leader.wall_at_birth;
         std::thread::Builder::new()
             .name("transfer".to_owned())
@@ -430,8 +429,11 @@ impl Session {
                     Ok(stream) => stream,
                     Err(error) => return fail(format!("connect to {to}: {error}")),
                 };
-                let begin = move |state: &replay::MachineState, memory: &hypervisor::GuestRam| {
-                    let stopped = Instant::now();
+                let dirty_log = match dirty_log.on() {
+                    Ok(user) => user,
+                    Err(why) => return fail(why),
+                };
+                let begin = move |state: &MachineState, memory: &GuestRam, stopped: u64| {
                     let exit = state.exit();
                     // From the vCPU's thread, so that what it has put out before is of no log.
                     io.watch(session, acks);
@@ -439,13 +441,13 @@ impl Session {
                     let begun = begun
                         .map_err(|error| format!("fork: {error}"))
                         .map(|child| TransferBegun {
-                            stop_ns: stopped.elapsed().as_nanos() as u64,
+                            stop_ns: host_ns().saturating_sub(stopped),
                             exit,
                             child: Arc::new(child),
                         });
                     let _ = sender.send(SessionEvent::Transfer(session, begun));
                 };
-                if !vcpu.command(Command::StartLog(log, Box::new(begin))) {
+                if !vcpu.command(Command::StartLog(log, dirty_log, Box::new(begin))) {
                     fail("the VM has ended".to_owned());
                 }
             })

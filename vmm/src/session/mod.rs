@@ -19,7 +19,6 @@ mod control;
 mod driver;
 mod event;
 mod follow;
-mod fork;
 mod idle;
 mod lead;
 mod pair;

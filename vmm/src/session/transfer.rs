@@ -11,8 +11,8 @@ use hypervisor::GuestRam;
 use replay::{MachineState, SavedError, save_machine};
 use transfer::Writer;
 
-use super::fork::{self, Child};
 use crate::vm::{CLOCK_SCHEMA, CLOCK_TAG};
+use transfer::fork::{self, Child};
 
 /// Bytes written at a time.
 const CHUNK: usize = 1 << 20;

@@ -6,6 +6,7 @@
 mod backup;
 mod boot;
 mod channel_log;
+mod dirty_log;
 mod end;
 mod live;
 mod outside;

@@ -9,6 +9,7 @@ use hypervisor::Vcpu;
 use replay::Recorder;
 
 use super::channel_log::VmLog;
+use super::dirty_log::DirtyLogSwitch;
 use super::live::{Backends, LiveError, resume};
 use super::pacing::{PacingState, PacingView};
 use super::runner::{Told, VmPosition};
@@ -31,6 +32,7 @@ pub enum FromPrimary {
 /// A live VM. Dropping it stops the vCPU, drops what the gate holds, waits for the I/O in flight and
 /// closes TAP and image.
 pub struct Primary {
+    dirty_log: DirtyLogSwitch,
     sender: VcpuSender<Command>,
     position: Arc<VmPosition>,
     pacing: Arc<PacingState>,
@@ -66,6 +68,7 @@ impl Primary {
         tell: impl Fn(FromPrimary) + Clone + Send + 'static,
     ) -> Result<Self, LiveError> {
         let pulse_state = Arc::new(PulseState::default());
+        let dirty_log = DirtyLogSwitch::new(machine.vm());
         let kicker = machine.vcpu().kicker();
         let (sender, inbox) = inbox(&pulse_state, Some(kicker.clone()));
         let deliveries = tell.clone();
@@ -102,6 +105,7 @@ impl Primary {
             })
             .map_err(LiveError::Thread)?;
         Ok(Self {
+            dirty_log,
             sender,
             position,
             pacing,
@@ -110,6 +114,11 @@ impl Primary {
             io_thread: Some(io_thread),
             pulse: Some(pulse),
         })
+    }
+
+    /// The switch of the machine's dirty log.
+    pub fn dirty_log(&self) -> &DirtyLogSwitch {
+        &self.dirty_log
     }
 
     /// The way to the vCPU's thread.

@@ -13,6 +13,7 @@ use replay::{LogSink, MachineState, RecordError, Recorder, Step};
 use thiserror::Error;
 
 use super::channel_log::{ChannelLog, VmLog};
+use super::dirty_log::DirtyLogUser;
 use super::pacing::{LOOK_AGAIN, Pacer, PacingState};
 use super::{EndState, Live, Samples, host_ns};
 
@@ -26,6 +27,9 @@ const UNREST_NS: u64 = 10_000_000_000;
 /// Called with a machine's state at rest, while it is stopped: what takes long there forks.
 pub type WithState = Box<dyn FnOnce(&MachineState, &GuestRam) + Send>;
 
+/// Called with the state at rest from which the machine is logged, and since when it is stopped: [`host_ns`].
+pub type BeginLog = Box<dyn FnOnce(&MachineState, &GuestRam, u64) + Send>;
+
 /// What other threads ask of the vCPU's thread.
 pub enum Command {
     /// Ends the VM here, without the guest's doing.
@@ -37,7 +41,7 @@ pub enum Command {
     /// Shows the machine's state at rest; a VM that is not protected lets the guest come to rest as well.
     Save(WithState),
     /// Shows the state at rest, and logs to the channel from there.
-    StartLog(ChannelLog, WithState),
+    StartLog(ChannelLog, DirtyLogUser, BeginLog),
     /// Logs no more.
     EndLog,
     /// Brings the guest to rest: no disk request outstanding, at a numbered exit, with the op as the
@@ -156,6 +160,8 @@ pub struct Runner<L> {
     reset: bool,
     pacer: Pacer,
     samples: Option<Samples>,
+    /// While the log is on. Behind the machine: where that ends, nothing needs switching.
+    dirty_log: Option<DirtyLogUser>,
 }
 
 impl<L: LogSink> Runner<L> {
@@ -170,6 +176,7 @@ impl<L: LogSink> Runner<L> {
             reset: false,
             pacer: Pacer::new(LagLimits::default()),
             samples: None,
+            dirty_log: None,
         }
     }
 
@@ -293,7 +300,7 @@ impl<L: LogSink> Runner<L> {
                 let _ = reply.send(());
             }
             Command::Save(with) => {
-                if let Some(state) = self.state_at_rest()? {
+                if let Some((state, _)) = self.state_at_rest()? {
                     with(&state, self.recorder.machine().memory());
                 }
             }
@@ -321,15 +328,16 @@ impl<L: LogSink> Runner<L> {
         Ok(None)
     }
 
-    /// Brings the machine to rest at a point from which a replica can begin. None if the guest ends
-    /// first.
-    fn state_at_rest(&mut self) -> Result<Option<MachineState>, RunnerError> {
+    /// Brings the machine to rest at a point from which a replica can begin: its state, and since when it is
+    /// stopped. None if the guest ends first.
+    fn state_at_rest(&mut self) -> Result<Option<(MachineState, u64)>, RunnerError> {
         loop {
             if self.recorder.machine().has_ended() {
                 return Ok(None);
             }
+            let stopped = host_ns();
             if let Some(state) = self.recorder.machine_mut().save()? {
-                return Ok(Some(state));
+                return Ok(Some((state, stopped)));
             }
             self.step()?;
         }
@@ -439,13 +447,14 @@ impl<L: Switch> Runner<L> {
         match command {
             // A connection that took long: its session was given up meanwhile, and the log of a later one
             // may be on. A session is abandoned before the next begins.
-            Command::StartLog(log, _) if log.position().is_abandoned() => {
+            Command::StartLog(log, ..) if log.position().is_abandoned() => {
                 tracing::info!("a log that was given up is not started");
             }
-            Command::StartLog(log, with) => {
-                if let Some(state) = self.state_at_rest()? {
-                    self.recorder.machine_mut().set_dirty_log(true)?;
-                    with(&state, self.recorder.machine().memory());
+            Command::StartLog(log, dirty_log, begin) => {
+                if let Some((state, stopped)) = self.state_at_rest()? {
+                    self.recorder.machine_mut().clear_dirty_log()?;
+                    self.dirty_log = Some(dirty_log);
+                    begin(&state, self.recorder.machine().memory(), stopped);
                     let (acks, position) = (Box::new(log.acks()), log.position());
                     self.pacer.follow(acks, position, state.exit().0);
                     self.recorder.log_mut().switch(Some(log));
@@ -455,7 +464,7 @@ impl<L: Switch> Runner<L> {
                 self.recorder.log_mut().switch(None);
                 self.pacer.unfollow();
                 self.recorder.outside_mut().pulse().hold_after(None);
-                self.recorder.machine_mut().set_dirty_log(false)?;
+                self.dirty_log = None;
             }
             Command::Quiesce(op) if off => {
                 self.quiet = Some(op);

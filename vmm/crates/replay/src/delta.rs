@@ -66,10 +66,10 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
         self.stage = Stage::Between;
     }
 
-    /// Clears the dirty log at a numbered exit, so that the next delta is small.
+    /// Clears the dirty log at a numbered exit: the next delta goes on from here, and is small.
     ///
     /// # Errors
-    /// The hypervisor refuses.
+    /// The hypervisor refuses, or the log is off.
     pub fn clear_dirty_log(&mut self) -> Result<(), MachineError> {
         let exit = self.exit;
         let _ = self.vm.memory().take_vmm_dirty();

@@ -155,6 +155,11 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
         &self.board
     }
 
+    /// The virtual machine.
+    pub fn vm(&self) -> &V {
+        &self.vm
+    }
+
     /// Guest memory.
     pub fn memory(&self) -> &GuestRam {
         self.vm.memory()

@@ -1,4 +1,5 @@
-//! Saved state as a stream: what a snapshot file and a state transfer have in common.
+//! Saved state as a stream, and the process that writes it while the VM runs on: what a snapshot and a state
+//! transfer have in common.
 //!
 //! A stream is a header, then records, then an end record. A record is a **section** (one component's
 //! state under a tag, with the schema number of that component) or a **run of pages** of guest memory.
@@ -8,8 +9,8 @@
 //!
 //! This crate knows no other crate of ours: components serialise types of their own, never their
 //! runtime types, and bump their schema number when those change.
-#![forbid(unsafe_code)]
 
+pub mod fork;
 mod stream;
 
 pub use stream::{Item, Reader, Section, Writer};

@@ -107,6 +107,15 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// Has all that was written so far on its way.
+    ///
+    /// # Errors
+    /// The stream failed.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.flush_run()?;
+        Ok(self.out.flush()?)
+    }
+
     /// Writes the end record and hands the stream back, flushed.
     ///
     /// # Errors

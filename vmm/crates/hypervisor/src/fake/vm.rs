@@ -12,7 +12,8 @@ pub(super) struct SharedLog(Arc<Mutex<Log>>);
 
 #[derive(Debug)]
 struct Log {
-    on: bool,
+    /// How many want it on.
+    users: u32,
     pages: DirtyBitmap,
 }
 
@@ -24,7 +25,7 @@ impl SharedLog {
     /// Notes what the guest has written.
     pub(super) fn note(&self, addr: u64, len: usize) {
         let mut log = self.lock();
-        if log.on {
+        if log.users > 0 {
             log.pages.insert(Gfn::of(addr));
             log.pages.insert(Gfn::of(addr + len as u64 - 1));
         }
@@ -43,7 +44,7 @@ impl FakeVm {
     #[must_use]
     pub fn new(ram: GuestRam) -> Self {
         let log = Log {
-            on: false,
+            users: 0,
             pages: ram.no_pages(),
         };
         Self {
@@ -64,18 +65,22 @@ impl Vm for FakeVm {
         &self.ram
     }
 
-    fn set_dirty_log(&mut self, on: bool) -> Result<(), Error> {
+    fn set_dirty_log(&self, on: bool) -> Result<(), Error> {
         let mut log = self.log.lock();
-        if log.on != on {
-            log.on = on;
+        if log.users == 0 {
             log.pages = self.ram.no_pages();
         }
+        log.users = if on {
+            log.users + 1
+        } else {
+            log.users.saturating_sub(1)
+        };
         Ok(())
     }
 
     fn dirty_log(&mut self) -> Result<DirtyBitmap, Error> {
         let mut log = self.log.lock();
-        if !log.on {
+        if log.users == 0 {
             // As KVM says it of a slot without the flag.
             let source = kvm_ioctls::Error::new(libc::ENOENT);
             return Err(Error::Kvm {

@@ -11,4 +11,4 @@ mod vcpu;
 mod vm;
 
 pub use vcpu::KvmVcpu;
-pub use vm::{KvmVm, open, supported_cpuid};
+pub use vm::{KvmVm, WeakKvmVm, open, supported_cpuid};

@@ -31,7 +31,7 @@ use super::vcpu::is_interruption;
 use crate::bare::{CR0, CR4, EFER, code_segment, data_segment, task_segment};
 use crate::dirty::{Gfn, PAGE_SIZE};
 use crate::ram::page_addr;
-use crate::{Error, GuestRam, RamError, guest_code};
+use crate::{Error, GuestRam, RamError, Vm, guest_code};
 
 /// Where the slot begins: in the MMIO hole, used by no device.
 const START: u64 = 0xff00_0000;
@@ -122,7 +122,7 @@ pub(super) fn notice_writes(vcpu: &mut KvmVcpu, pages: &[Gfn]) -> Result<(), Err
     for batch in pages.chunks(BATCH) {
         let mut addresses = [0; BATCH];
         for (index, address) in addresses.iter_mut().enumerate() {
-            *address = address_of(&vcpu.ram, batch[index % batch.len()])?;
+            *address = address_of(vcpu.vm.memory(), batch[index % batch.len()])?;
         }
         let regs = registers(addresses);
         vcpu.fd

@@ -8,7 +8,7 @@ use kvm_bindings::kvm_regs;
 use super::KvmVcpu;
 use crate::dirty::PAGE_SIZE;
 use crate::vcpu::{Unemulated, Vcpu};
-use crate::{Error, kvm_sregs};
+use crate::{Error, Vm, kvm_sregs};
 
 /// Longest instruction (Intel SDM volume 2, 2.3.11).
 const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -93,7 +93,7 @@ fn fetch(vcpu: &mut KvmVcpu) -> Result<Vec<u8>, Error> {
         let left_in_page = PAGE_SIZE - physical as usize % PAGE_SIZE;
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let part = &mut bytes[..left_in_page.min(MAX_INSTRUCTION_BYTES - code.len())];
-        if vcpu.ram.read(physical, part).is_err() {
+        if vcpu.vm.memory().read(physical, part).is_err() {
             break;
         }
         code.extend_from_slice(part);

@@ -12,10 +12,10 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
 
 use super::run_area::{self, AccessBytes};
-use super::{notice, saved, stats, tsc, unemulated};
+use super::{KvmVm, notice, saved, stats, tsc, unemulated};
 use crate::kick::{self, Kicker};
 use crate::vcpu::{Unemulated, Vcpu};
-use crate::{CpuidTable, Error, Exit, Gfn, GuestRam, RunError, Stop, VcpuState};
+use crate::{CpuidTable, Error, Exit, Gfn, RunError, Stop, VcpuState};
 
 ioctl_iow_nr!(KVM_INTERRUPT, kvm_bindings::KVMIO, 0x86, kvm_interrupt);
 
@@ -28,7 +28,8 @@ pub struct KvmVcpu {
     pub(super) fd: VcpuFd,
     /// The part of `kvm_run` that tells about interrupts, as of the last stop.
     interrupts: InterruptFlags,
-    pub(super) ram: GuestRam,
+    /// Behind the descriptor: dropped after it.
+    pub(super) vm: KvmVm,
     pub(super) cpuid: CpuidTable,
     /// MSRs that make up the state, ascending.
     pub(super) msr_list: Vec<u32>,
@@ -49,7 +50,7 @@ impl KvmVcpu {
         run_size: usize,
         cpuid: CpuidTable,
         msr_candidates: &[u32],
-        ram: GuestRam,
+        vm: KvmVm,
     ) -> Result<Self, Error> {
         kick::install_handler().map_err(|source| Error::Os {
             call: "sigaction for the kick signal",
@@ -61,7 +62,7 @@ impl KvmVcpu {
         let mut vcpu = Self {
             fd,
             interrupts: InterruptFlags::default(),
-            ram,
+            vm,
             cpuid,
             msr_list,
             regs: kvm_regs::default(),

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // Memory slots are raw addresses.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SYNC_REGS, KVM_CAP_XSAVE2,
@@ -30,13 +31,30 @@ const CLOCK_MSRS: [(u32, u32); 5] = [
     (0x4b56_4d00, 8),
 ];
 
-/// A virtual machine on KVM.
+/// A virtual machine on KVM. Clones are the same machine, and a vCPU has one: the memory that KVM maps stays
+/// until all are dropped.
+#[derive(Clone, Debug)]
+pub struct KvmVm(Arc<Inner>);
+
+/// A [`KvmVm`] that does not keep the machine.
+#[derive(Clone, Debug)]
+pub struct WeakKvmVm(Weak<Inner>);
+
+impl WeakKvmVm {
+    /// The machine, if there still is one.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<KvmVm> {
+        self.0.upgrade().map(KvmVm)
+    }
+}
+
 #[derive(Debug)]
-pub struct KvmVm {
+struct Inner {
     kvm: Kvm,
     fd: VmFd,
     slots: Vec<kvm_userspace_memory_region>,
-    dirty_log: bool,
+    /// How many want the dirty log on; locked while it is switched.
+    dirty_log: Mutex<u32>,
     /// Behind the descriptor: dropped last, since KVM maps them.
     ram: GuestRam,
     notice: notice::Slot,
@@ -98,17 +116,23 @@ impl KvmVm {
             })
             .collect();
         let notice = notice::Slot::new(&ram)?;
-        let vm = Self {
+        let inner = Inner {
             kvm,
             fd,
             slots,
-            dirty_log: false,
+            dirty_log: Mutex::new(0),
             ram,
             notice,
         };
-        vm.add_slots()?;
-        vm.set_slot(vm.notice.describe(vm.slots.len() as u32))?;
-        Ok(vm)
+        inner.set_slots(false)?;
+        inner.set_slot(inner.notice.describe(inner.slots.len() as u32))?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The same without keeping it.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakKvmVm {
+        WeakKvmVm(Arc::downgrade(&self.0))
     }
 
     /// Everything that KVM supports in CPUID.
@@ -116,16 +140,17 @@ impl KvmVm {
     /// # Errors
     /// If KVM refuses.
     pub fn supported_cpuid(&self) -> Result<CpuidTable, Error> {
-        supported_cpuid(&self.kvm)
+        supported_cpuid(&self.0.kvm)
     }
 
     /// What this KVM offers beyond the necessary.
     pub(crate) fn capabilities(&self) -> Capabilities {
+        let Inner { kvm, fd, .. } = &*self.0;
         Capabilities {
-            api_version: self.kvm.get_api_version(),
-            msr_filter: self.fd.check_extension(Cap::X86MsrFilter),
-            xsave_bytes: self.fd.check_extension_raw(KVM_CAP_XSAVE2.into()),
-            memory_slots: self.kvm.get_nr_memslots(),
+            api_version: kvm.get_api_version(),
+            msr_filter: fd.check_extension(Cap::X86MsrFilter),
+            xsave_bytes: fd.check_extension_raw(KVM_CAP_XSAVE2.into()),
+            memory_slots: kvm.get_nr_memslots(),
         }
     }
 
@@ -134,40 +159,29 @@ impl KvmVm {
     /// # Errors
     /// If KVM refuses.
     pub fn create_vcpu(&self, id: u64, cpuid: CpuidTable) -> Result<KvmVcpu, Error> {
-        let fd = self
-            .fd
-            .create_vcpu(id)
-            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-        let msrs = self
-            .kvm
+        let Inner { kvm, fd, .. } = &*self.0;
+        let vcpu = fd.create_vcpu(id).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let msrs = kvm
             .get_msr_index_list()
             .map_err(Error::kvm("KVM_GET_MSR_INDEX_LIST"))?;
-        KvmVcpu::new(
-            fd,
-            self.fd.run_size(),
-            cpuid,
-            msrs.as_slice(),
-            self.ram.clone(),
-        )
+        KvmVcpu::new(vcpu, fd.run_size(), cpuid, msrs.as_slice(), self.clone())
     }
+}
 
-    fn flags(&self) -> u32 {
-        if self.dirty_log {
-            KVM_MEM_LOG_DIRTY_PAGES
-        } else {
-            0
-        }
-    }
-
+impl Inner {
     fn set_slot(&self, slot: kvm_userspace_memory_region) -> Result<(), Error> {
         // SAFETY: the slot is one region of `self.ram` or `self.notice`, which outlive the VM's
-        // descriptor here.
+        // descriptor here, and by their clone of this those of its vCPUs.
         unsafe { self.fd.set_user_memory_region(slot) }
             .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    fn add_slots(&self) -> Result<(), Error> {
-        let flags = self.flags();
+    fn set_slots(&self, dirty_log: bool) -> Result<(), Error> {
+        let flags = if dirty_log {
+            KVM_MEM_LOG_DIRTY_PAGES
+        } else {
+            0
+        };
         self.slots
             .iter()
             .try_for_each(|slot| self.set_slot(kvm_userspace_memory_region { flags, ..*slot }))
@@ -176,22 +190,30 @@ impl KvmVm {
 
 impl Vm for KvmVm {
     fn memory(&self) -> &GuestRam {
-        &self.ram
+        &self.0.ram
     }
 
-    fn set_dirty_log(&mut self, on: bool) -> Result<(), Error> {
-        if on == self.dirty_log {
-            return Ok(());
+    fn set_dirty_log(&self, on: bool) -> Result<(), Error> {
+        let users = self.0.dirty_log.lock();
+        let mut users = users.unwrap_or_else(PoisonError::into_inner);
+        let wanted = if on {
+            *users + 1
+        } else {
+            users.saturating_sub(1)
+        };
+        if (wanted > 0) != (*users > 0) {
+            self.0.set_slots(on)?;
         }
-        self.dirty_log = on;
-        self.add_slots()
+        *users = wanted;
+        Ok(())
     }
 
     fn dirty_log(&mut self) -> Result<DirtyBitmap, Error> {
         let mut dirty = DirtyBitmap::default();
-        for slot in &self.slots {
+        for slot in &self.0.slots {
             let bytes = slot.memory_size as usize;
             let mut words = self
+                .0
                 .fd
                 .get_dirty_log(slot.slot, bytes)
                 .map_err(Error::kvm("KVM_GET_DIRTY_LOG"))?;

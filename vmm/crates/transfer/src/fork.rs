@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::process::{
     PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -22,7 +23,8 @@ pub struct Child {
 }
 
 /// Forks a child that does `job`, which says how many bytes it wrote, or why it could not. It ends with the
-/// thread that called this, and holds nothing of this process open but standard streams and `keep`.
+/// thread that called this, and holds nothing of this process open but standard streams and `keep`. `job` must
+/// take no lock that another thread could hold: there it is held for ever.
 ///
 /// # Errors
 /// There is no room for another process.
@@ -33,13 +35,16 @@ pub fn start(
     let parent = rustix::process::getpid();
     let (said, say) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: the child only reads memory that stays as it is at the fork, does what `job` does with its own
-    // copies, allocates (the C library makes that safe after fork), and leaves by _exit, so no destructor of
-    // this process runs there. It takes no lock that another thread could hold.
+    // copies, allocates (the C library makes that safe after fork), and leaves by _exit, also after a panic, so
+    // no destructor of this process runs there.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
         0 => {
-            let done = keep_only(keep, say.as_fd(), parent).map_err(|error| error.to_string());
-            let done = done.and_then(|()| job());
+            let all = AssertUnwindSafe(|| {
+                keep_only(keep, say.as_fd(), parent).map_err(|error| error.to_string())?;
+                job()
+            });
+            let done = catch_unwind(all).unwrap_or_else(|_| Err("it panicked".to_owned()));
             tell(say, &done);
             // SAFETY: never returns, runs nothing.
             unsafe { libc::_exit(i32::from(done.is_err())) }
@@ -156,6 +161,8 @@ mod tests {
     fn a_child_that_fails_or_is_killed_says_why() {
         let failed = start(None, || Err("no room".to_owned())).unwrap();
         assert_eq!(failed.wait(), Err("no room".to_owned()));
+        let panics = start(None, || panic!("on purpose")).unwrap();
+        assert_eq!(panics.wait(), Err("it panicked".to_owned()));
         let (kept, other) = rustix::pipe::pipe().unwrap();
         let waits = start(Some(kept.as_fd()), || {
             let mut byte = [0];
