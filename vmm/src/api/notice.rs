@@ -127,8 +127,9 @@ fn start_blocked(record: &ft::EpochRecord, waiting_for: &[ft::HostId]) -> Event 
     let epoch = record.epoch;
     let message = if hosts.is_empty() {
         format!(
-            "the VM was not switched off in order in epoch {epoch}, and another host may hold newer \
-             state: make sure that it runs nowhere, then `pollux ctl SOCKET force-start {epoch}`"
+            "the VM was not switched off in order in epoch {epoch}. If another host runs it, do nothing: \
+             this one waits to be its standby. Only if no host's status says primary or backup: \
+             `pollux ctl SOCKET force-start {epoch}`"
         )
     } else {
         format!(

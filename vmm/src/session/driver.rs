@@ -459,6 +459,7 @@ impl Session {
                 self.blocked = None;
                 self.mark("epoch won");
             }
+            Notice::Leaving(_) => self.blocked = None,
             Notice::StartBlocked { .. } => {
                 self.blocked = Some(api::notice_event(&notice).message);
             }
