@@ -54,6 +54,9 @@ pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub(crate) const GUEST_REDIS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(GUEST_ADDRESS), 6379);
 
+/// Events of each host that a failure shows.
+const EVENTS_SHOWN: usize = 16;
+
 /// What a stage is made from.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct StageOptions {
@@ -253,10 +256,30 @@ impl Stage {
         wanted: impl Fn(SiteId, &Status) -> bool,
     ) -> Result<(SiteId, Status), Failure> {
         let patience = self.patience.clone();
-        patience.wait_for(what, limit, || {
+        let found = patience.wait_for(what, limit, || {
             self.check_processes()?;
             Ok(self.primary().filter(|(id, status)| wanted(*id, status)))
-        })
+        });
+        match found {
+            Err(error) if !patience.is_interrupted() => {
+                Err(format!("{error}{}", self.last_events()).into())
+            }
+            found => found,
+        }
+    }
+
+    /// What every host told last, for who asks why something did not happen.
+    fn last_events(&self) -> String {
+        let mut text = String::new();
+        for site in &self.sites {
+            let events = site.events().unwrap_or_default();
+            let lines: Vec<&str> = events.lines().filter(|line| !line.is_empty()).collect();
+            let first = lines.len().saturating_sub(EVENTS_SHOWN);
+            for line in &lines[first..] {
+                text.push_str(&format!("\n  host {}: {line}", site.id()));
+            }
+        }
+        text
     }
 
     /// The VMM of a host, if one was started there.

@@ -21,6 +21,11 @@ impl Patience {
         Self { interrupt }
     }
 
+    /// Whether somebody has ended all waiting.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupt.check().is_err()
+    }
+
     /// Looks until there is a value.
     pub(crate) fn wait_for<T>(
         &self,
