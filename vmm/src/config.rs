@@ -160,7 +160,7 @@ pub fn merged(
     let Some(path) = file else {
         return Ok((vm, ft));
     };
-    let file = read_file::<File>(path)?;
+    let file = read_file(path)?;
     Ok((vm.over(file.vm), ft.over(file.ft)))
 }
 
@@ -168,7 +168,7 @@ pub fn merged(
 ///
 /// # Errors
 /// The file cannot be read or does not parse.
-fn read_file<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ConfigError> {
+fn read_file(path: &Path) -> Result<File, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_example_of_the_packages_is_a_configuration() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/pollux.toml");
-        let file: File = read_file(path.as_ref()).unwrap();
+        let file = read_file(path.as_ref()).unwrap();
         assert!(file.ft.protect && file.ft.host.is_some() && file.ft.standbys.len() == 3);
         assert!(file.vm.mac_address().is_ok() && file.vm.memory_bytes().is_ok());
         assert!(file.vm.disk.is_some() && file.vm.tap.is_some() && file.ft.api.is_some());

@@ -7,7 +7,7 @@ use transfer::Writer;
 
 use crate::Failure;
 
-/// Bytes written at a time.
+/// Bytes written, and read, at a time.
 pub(super) const CHUNK: usize = 1 << 20;
 
 /// Sends these pages: how many.

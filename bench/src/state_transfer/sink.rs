@@ -12,10 +12,9 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use transfer::fork::{self, Child};
 use transfer::{Item, Reader};
 
+use super::pages::CHUNK;
 use crate::Failure;
 
-/// Bytes read at a time.
-const CHUNK: usize = 1 << 20;
 /// Where it runs.
 const CPU: usize = 1;
 
