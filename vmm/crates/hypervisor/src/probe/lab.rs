@@ -21,6 +21,10 @@ pub const PROBE_LIMIT: Duration = Duration::from_millis(30);
 /// Longest time by the clock on the wall, however little of the processor the guest gets.
 const WALL_LIMIT: Duration = Duration::from_secs(2);
 
+/// A guest is kicked this often at least before it counts as endless. Where this host is itself a guest,
+/// a pause of the whole machine may count as processor time: it uses up one slice and not the limit.
+const SLICES: u32 = 4;
+
 /// RAM of a probe's guest: its tables and a few huge pages.
 const RAM_BYTES: u64 = 16 << 20;
 
@@ -38,7 +42,7 @@ pub(super) struct Seen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Exit(Exit),
-    /// It ran longer than [`PROBE_LIMIT`].
+    /// It ran longer than [`PROBE_LIMIT`], and did not stop in [`SLICES`] turns.
     Endless,
     /// KVM could not run it.
     Refused,
@@ -105,19 +109,19 @@ impl Lab {
         self.run_for(PROBE_LIMIT)
     }
 
-    /// Runs on to the next stop, for `limit` of processor time at most.
+    /// Runs on to the next stop, for about `limit` of processor time at most.
     pub(super) fn run_for(&mut self, limit: Duration) -> Seen {
         let (wall, begin) = (Instant::now(), thread_time());
         let vcpu = &mut self.guest.vcpu;
-        let mut left = limit;
+        let mut slices = 0;
         let outcome = loop {
-            match with_limit(vcpu.kicker(), left, || vcpu.run()) {
+            match with_limit(vcpu.kicker(), limit / SLICES, || vcpu.run()) {
                 Ok(Stop::Exit(exit)) => break Outcome::Exit(exit),
                 Err(_) => break Outcome::Refused,
-                Ok(Stop::Kicked) => {}
+                Ok(Stop::Kicked) => slices += 1,
             }
-            left = limit.saturating_sub(thread_time() - begin);
-            if left.is_zero() || wall.elapsed() > WALL_LIMIT {
+            let used_up = thread_time() - begin >= limit || wall.elapsed() > WALL_LIMIT;
+            if slices >= SLICES && used_up {
                 break Outcome::Endless;
             }
         };
