@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Seconds for which stalls of the machine are looked for.
     #[arg(long, default_value_t = 10)]
     stall_seconds: u64,
-    /// Minutes for which a protected VM is watched on starved hosts, with heartbeats of each kind.
+    /// Minutes for which two protected VMs are watched on starved hosts, one with heartbeats of each kind.
     #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
     soak: f64,
     /// Measure these parts only; may be given again.
@@ -85,7 +85,7 @@ enum Part {
     Cost,
     /// Healthy, starved pairs that are watched.
     Watch,
-    /// A protected VM on starved hosts.
+    /// Protected VMs on starved hosts.
     Soak,
 }
 

@@ -1,8 +1,9 @@
-//! A protected VM on starved hosts, for long: how often a live host, or a live VMM, is given up.
+//! Protected VMs on starved hosts, for long: how often a live host, or a live VMM, is given up.
 //!
-//! The whole product: three hosts, the VM on the first, its backup and a standby on the others, busy threads
-//! on every CPU, default time-outs. Once with heartbeats that the kernel answers; once, in the same
-//! conditions, with an `ftprobe` that does not start, so that the VMMs answer themselves.
+//! The whole product, twice side by side: three hosts, the VM on the first, its backup and a standby on the
+//! others, default time-outs; busy threads on every CPU. In one world the kernel answers heartbeats; in the
+//! other `ftprobe` does not start, so that the VMMs answer themselves. Both stand the same at the same time,
+//! and each is a load of the other's.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,27 +35,33 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<(), Fail
     let interrupt = Interrupt::install()?;
     let length = Duration::from_secs_f64(options.soak * 60.0);
     let without = without_ftprobe(&options.stage)?;
-    let programs = Some(without.path().to_owned());
     let userspace = StageOptions {
-        programs,
+        programs: Some(without.path().to_owned()),
         ..options.stage.clone()
     };
-    for (name, stage) in [("soak", &options.stage), ("soak_userspace", &userspace)] {
-        eprintln!(
-            "{name}: {} s, {} hogs a CPU",
-            length.as_secs(),
-            options.hogs
-        );
-        let (verdicts, answered_by) = watch(stage, options.hogs, length, &interrupt)?;
+    let mut trials = [
+        Trial::start("soak", &options.stage, &interrupt)?,
+        Trial::start("soak_userspace", &userspace, &interrupt)?,
+    ];
+    eprintln!("{} s, {} hogs a CPU", length.as_secs(), options.hogs);
+    watch(&mut trials, options.hogs, length, &interrupt)?;
+    for trial in trials {
+        let Verdicts {
+            failovers,
+            backups_lost,
+        } = trial.verdicts;
         let note = format!(
-            "a protected VM for {} s, {} busy threads a CPU; heartbeats answered by: {answered_by}",
+            "a protected VM for {} s beside another one, {} busy threads a CPU; heartbeats answered by: {}",
             length.as_secs(),
-            options.hogs
+            options.hogs,
+            trial.answered_by
         );
-        let failovers = Measure::count(format!("{name}_false_failovers"), verdicts.failovers);
+        let failovers = Measure::count(format!("{}_false_failovers", trial.name), failovers);
         report.push(failovers.noted(note));
-        let lost = Measure::count(format!("{name}_backups_lost"), verdicts.backups_lost);
-        report.push(lost);
+        report.push(Measure::count(
+            format!("{}_backups_lost", trial.name),
+            backups_lost,
+        ));
     }
     Ok(())
 }
@@ -81,45 +88,93 @@ fn without_ftprobe(stage: &StageOptions) -> Result<tempfile::TempDir, Failure> {
 }
 
 fn watch(
-    options: &StageOptions,
+    trials: &mut [Trial],
     hogs: usize,
     length: Duration,
     interrupt: &Interrupt,
-) -> Result<(Verdicts, String), Failure> {
-    let mut stage = Stage::new(options, interrupt)?;
-    let patience = stage.patience().clone();
-    let start = Start::prepare(options, &patience)?;
-    let [a, b, c] = SITES;
-    stage.start_standby(b)?;
-    stage.start_standby(c)?;
-    stage.start_primary(a, &start)?;
-    let mut known = stage.wait_for_protection(None, PROTECTION_LIMIT)?;
-    let answered_by = known.1.answered_by();
+) -> Result<(), Failure> {
     let cpus: Vec<usize> = (0..std::thread::available_parallelism()?.get()).collect();
     let _hogs = Hogs::start(hogs, &cpus)?;
-    let mut verdicts = Verdicts::default();
     let started = Instant::now();
     let mut told = started;
     while started.elapsed() < length {
         interrupt.check()?;
-        stage.check_processes()?;
         std::thread::sleep(LOOK_EVERY);
-        if let Some(now) = stage.primary()
-            && verdicts.take(&known, &now)
-        {
-            let after = started.elapsed().as_secs_f64();
-            eprintln!("      after {after:.0} s: {verdicts:?}");
-            known = stage.wait_for_protection(known.1.epoch, PROTECTION_LIMIT)?;
+        for trial in trials.iter_mut() {
+            trial.look(started)?;
         }
         if told.elapsed() > TELL_EVERY {
             told = Instant::now();
-            eprintln!(
-                "      {:.0} s: {verdicts:?}",
-                started.elapsed().as_secs_f64()
-            );
+            for trial in trials.iter() {
+                trial.tell(started);
+            }
         }
     }
-    Ok((verdicts, answered_by))
+    Ok(())
+}
+
+/// A protected VM that is watched.
+struct Trial {
+    name: &'static str,
+    stage: Stage,
+    /// The primary of the last epoch that is known.
+    known: (SiteId, Status),
+    /// Since when it has not been protected, after a verdict.
+    unprotected: Option<Instant>,
+    answered_by: String,
+    verdicts: Verdicts,
+}
+
+impl Trial {
+    fn start(
+        name: &'static str,
+        options: &StageOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Failure> {
+        let mut stage = Stage::new(options, interrupt)?;
+        let start = Start::prepare(options, &stage.patience().clone())?;
+        let [a, b, c] = SITES;
+        stage.start_standby(b)?;
+        stage.start_standby(c)?;
+        stage.start_primary(a, &start)?;
+        let known = stage.wait_for_protection(None, PROTECTION_LIMIT)?;
+        Ok(Self {
+            name,
+            stage,
+            answered_by: known.1.answered_by(),
+            known,
+            unprotected: None,
+            verdicts: Verdicts::default(),
+        })
+    }
+
+    /// Counts what is new. After a verdict, what follows until the VM is protected again is its consequence.
+    fn look(&mut self, started: Instant) -> Result<(), Failure> {
+        self.stage.check_processes()?;
+        let now = self.stage.primary();
+        if let Some(since) = self.unprotected {
+            let epoch = self.known.1.epoch;
+            if let Some(now) = now.filter(|(_, status)| status.protected && status.epoch >= epoch) {
+                (self.known, self.unprotected) = (now, None);
+            } else if since.elapsed() > PROTECTION_LIMIT {
+                let limit = PROTECTION_LIMIT.as_secs();
+                let (name, events) = (self.name, self.stage.last_events());
+                return Err(format!("{name}: waited {limit} s for protection{events}").into());
+            }
+        } else if let Some(now) = now
+            && self.verdicts.take(&self.known, &now)
+        {
+            self.unprotected = Some(Instant::now());
+            self.tell(started);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, started: Instant) {
+        let (name, verdicts) = (self.name, self.verdicts);
+        let after = started.elapsed().as_secs();
+        eprintln!("      {after} s, {name}: {verdicts:?}");
+    }
 }
 
 impl Verdicts {

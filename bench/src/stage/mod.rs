@@ -269,7 +269,7 @@ impl Stage {
     }
 
     /// What every host told last, for who asks why something did not happen.
-    fn last_events(&self) -> String {
+    pub(crate) fn last_events(&self) -> String {
         let mut text = String::new();
         for site in &self.sites {
             let events = site.events().unwrap_or_default();
