@@ -10,6 +10,9 @@
  * so that bulk data passes for little. Nothing is ever dropped or changed. What is read is only counted: a
  * stranger's look-alike can spoil a statistic, nothing else.
  *
+ * Where heartbeats pass the same interface, one program stands on each hook: what is not TCP goes on to the
+ * heartbeats' program by a tail call. Two programs would be two to enter for every segment of the log.
+ *
  * log_ingress, log_egress   the two hooks
  */
 #include <linux/bpf.h>
@@ -54,11 +57,6 @@ struct ack_record {
 	__u32 checksum;
 };
 
-enum side {
-	IN,
-	OUT,
-};
-
 struct segment {
 	struct flow_key key;
 	__u32 sequence;
@@ -96,7 +94,33 @@ static __always_inline void put_addresses(struct flow_key *key, enum side side, 
 	}
 }
 
-/* The usual headers, which are read at once. */
+enum read {
+	NOT_TCP,
+	NO_PAYLOAD,
+	PAYLOAD,
+};
+
+/* Of pure acknowledgements of TCP's nothing more is looked at. */
+static __always_inline enum read read_tcp(const struct __sk_buff *skb, enum side side,
+					  const struct tcphdr *tcp, __u32 tcp_at, __u32 ip_bytes,
+					  struct segment *s)
+{
+	/* Of a segment larger than IP can say, the buffer knows; it also knows the padding of small ones. */
+	if (!ip_bytes)
+		ip_bytes = skb->len - ETH_HLEN;
+	s->payload_at = tcp_at + tcp->doff * 4;
+	if (ip_bytes <= s->payload_at)
+		return NO_PAYLOAD;
+	s->payload_bytes = ip_bytes - s->payload_at;
+	s->sequence = bpf_ntohl(tcp->seq);
+	s->packets = skb->gso_segs ? skb->gso_segs : 1;
+	s->key.local_port = bpf_ntohs(side == OUT ? tcp->source : tcp->dest);
+	s->key.remote_port = bpf_ntohs(side == OUT ? tcp->dest : tcp->source);
+	s->key.unused = 0;
+	return PAYLOAD;
+}
+
+/* The usual headers, which mostly lie in one piece and are read there. */
 struct headers4 {
 	struct iphdr ip;
 	struct tcphdr tcp;
@@ -109,60 +133,59 @@ struct headers6 {
 
 _Static_assert(sizeof(struct headers4) == 40 && sizeof(struct headers6) == 60, "no gaps");
 
-/* True where there is payload; of pure acknowledgements of TCP's nothing more is looked at. */
-static __always_inline int measure_segment(const struct __sk_buff *skb, const struct tcphdr *tcp,
-					   __u32 tcp_at, __u32 ip_bytes, struct segment *s)
+static __always_inline enum read read_v4(struct __sk_buff *skb, enum side side, struct segment *s)
 {
-	/* Of a segment larger than IP can say, the buffer knows; it also knows the padding of small ones. */
-	if (!ip_bytes)
-		ip_bytes = skb->len - ETH_HLEN;
-	s->payload_at = tcp_at + tcp->doff * 4;
-	if (ip_bytes <= s->payload_at)
-		return 0;
-	s->payload_bytes = ip_bytes - s->payload_at;
-	s->sequence = bpf_ntohl(tcp->seq);
-	s->packets = skb->gso_segs ? skb->gso_segs : 1;
-	return 1;
-}
+	void *end = (void *)(long)skb->data_end;
+	const struct headers4 *h = (void *)(long)skb->data + ETH_HLEN;
+	const struct tcphdr *tcp;
+	struct headers4 copy;
+	__u32 tcp_at;
 
-static __always_inline void put_ports(struct flow_key *key, enum side side, const struct tcphdr *tcp)
-{
-	key->local_port = bpf_ntohs(side == OUT ? tcp->source : tcp->dest);
-	key->remote_port = bpf_ntohs(side == OUT ? tcp->dest : tcp->source);
-	key->unused = 0;
-}
-
-/* Reads the headers down to TCP's; false if it is no TCP segment with payload. */
-static __always_inline int read_segment(struct __sk_buff *skb, enum side side, struct segment *s)
-{
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct headers4 h;
-		__u32 tcp_at;
-
-		if (load(skb, 0, &h, sizeof(h)) || h.ip.protocol != IPPROTO_TCP)
-			return 0;
-		tcp_at = h.ip.ihl * 4;
-		if (tcp_at != sizeof(h.ip) && load(skb, tcp_at, &h.tcp, sizeof(h.tcp)))
-			return 0;
-		if (!measure_segment(skb, &h.tcp, tcp_at, bpf_ntohs(h.ip.tot_len), s))
-			return 0;
-		put_addresses(&s->key, side, &h.ip.saddr, &h.ip.daddr, 1);
-		put_ports(&s->key, side, &h.tcp);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct headers6 h;
-		__u32 ip_bytes;
-
-		if (load(skb, 0, &h, sizeof(h)) || h.ip.nexthdr != IPPROTO_TCP)
-			return 0;
-		ip_bytes = h.ip.payload_len ? bpf_ntohs(h.ip.payload_len) + sizeof(h.ip) : 0;
-		if (!measure_segment(skb, &h.tcp, sizeof(h.ip), ip_bytes, s))
-			return 0;
-		put_addresses(&s->key, side, &h.ip.saddr, &h.ip.daddr, 0);
-		put_ports(&s->key, side, &h.tcp);
-	} else {
-		return 0;
+	if ((void *)(h + 1) > end) {
+		if (load(skb, 0, &copy, sizeof(copy)))
+			return NOT_TCP; /* too short for it */
+		h = &copy;
 	}
-	return 1;
+	if (h->ip.protocol != IPPROTO_TCP)
+		return NOT_TCP;
+	put_addresses(&s->key, side, &h->ip.saddr, &h->ip.daddr, 1);
+	tcp = &h->tcp;
+	tcp_at = h->ip.ihl * 4;
+	if (tcp_at != sizeof(h->ip)) {
+		if (load(skb, tcp_at, &copy.tcp, sizeof(copy.tcp)))
+			return NO_PAYLOAD;
+		tcp = &copy.tcp;
+	}
+	return read_tcp(skb, side, tcp, tcp_at, bpf_ntohs(h->ip.tot_len), s);
+}
+
+static __always_inline enum read read_v6(struct __sk_buff *skb, enum side side, struct segment *s)
+{
+	void *end = (void *)(long)skb->data_end;
+	const struct headers6 *h = (void *)(long)skb->data + ETH_HLEN;
+	struct headers6 copy;
+	__u32 ip_bytes;
+
+	if ((void *)(h + 1) > end) {
+		if (load(skb, 0, &copy, sizeof(copy)))
+			return NOT_TCP; /* too short for it */
+		h = &copy;
+	}
+	if (h->ip.nexthdr != IPPROTO_TCP)
+		return NOT_TCP;
+	put_addresses(&s->key, side, &h->ip.saddr, &h->ip.daddr, 0);
+	ip_bytes = h->ip.payload_len ? bpf_ntohs(h->ip.payload_len) + sizeof(h->ip) : 0;
+	return read_tcp(skb, side, &h->tcp, sizeof(h->ip), ip_bytes, s);
+}
+
+static __always_inline enum read read_segment(struct __sk_buff *skb, enum side side,
+					      struct segment *s)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return read_v4(skb, side, s);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return read_v6(skb, side, s);
+	return NOT_TCP;
 }
 
 static __always_inline int begins_with_frame(struct __sk_buff *skb, const struct segment *s,
@@ -290,7 +313,8 @@ static __always_inline void ask_tcp(struct __sk_buff *skb, struct flow *flow)
 	flow->retransmits = tcp->total_retrans;
 }
 
-static __always_inline void see(struct __sk_buff *skb, enum side side)
+/* What passes on one of the hooks. */
+static __always_inline int pass(struct __sk_buff *skb, enum side side)
 {
 	struct direction *direction;
 	__u32 next, again, turn;
@@ -298,13 +322,20 @@ static __always_inline void see(struct __sk_buff *skb, enum side side)
 	struct flow *flow;
 	__u64 now;
 
-	if (!read_segment(skb, side, &s))
-		return;
+	switch (read_segment(skb, side, &s)) {
+	case NOT_TCP:
+		bpf_tail_call(skb, &others, side);
+		return TC_ACT_UNSPEC; /* there is no other */
+	case NO_PAYLOAD:
+		return TC_ACT_UNSPEC;
+	default:
+		break;
+	}
 	flow = bpf_map_lookup_elem(&flows, &s.key);
 	if (!flow)
 		flow = recognise(skb, side, &s);
 	if (!flow)
-		return;
+		return TC_ACT_UNSPEC;
 	direction = side == OUT ? &flow->out : &flow->in;
 	/* To some milliseconds, which is all that silence is measured in. */
 	now = bpf_ktime_get_coarse_ns();
@@ -322,18 +353,17 @@ static __always_inline void see(struct __sk_buff *skb, enum side side)
 		records_pass(skb, flow, &s);
 	if (side == OUT && turn)
 		ask_tcp(skb, flow);
+	return TC_ACT_UNSPEC;
 }
 
 SEC("classifier")
 int log_ingress(struct __sk_buff *skb)
 {
-	see(skb, IN);
-	return TC_ACT_UNSPEC;
+	return pass(skb, IN);
 }
 
 SEC("classifier")
 int log_egress(struct __sk_buff *skb)
 {
-	see(skb, OUT);
-	return TC_ACT_UNSPEC;
+	return pass(skb, OUT);
 }

@@ -14,6 +14,13 @@
 
 #define MAX_FLOWS 64
 
+/* The hooks of the interface, which are also the directions as this host sees them. */
+enum side {
+	IN,
+	OUT,
+	SIDES,
+};
+
 /* Addresses of IPv4 are mapped into IPv6 (RFC 4291, section 2.5.5.2); ports in the host's order. */
 struct flow_key {
 	__u32 local[4];
@@ -87,5 +94,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct flow);
 } fresh_flow SEC(".maps");
+
+/* The programs that get what is not TCP, by hook; empty where there is none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, SIDES);
+	__type(key, __u32);
+	__type(value, __u32);
+} others SEC(".maps");
 
 #endif

@@ -115,8 +115,8 @@ impl Daemon {
             path: config.socket.clone(),
             source,
         })?;
-        let table = Table::new(backend(config)?);
-        let traffic = config.log_interface.as_deref().and_then(watch_traffic);
+        let mut traffic = config.log_interface.as_deref().and_then(watch_traffic);
+        let table = Table::new(backend(config, traffic.as_mut())?);
         let exits = count_exits(config.mode);
         let state = Arc::new(State::new(table, traffic, exits));
         let metrics = config.metrics.as_ref().map(|endpoint| {
@@ -200,7 +200,7 @@ fn ways(config: &Config) -> (Vec<ResponderKind>, String) {
     (vec![ResponderKind::Tcx], xdp_left_out.to_owned())
 }
 
-fn backend(config: &Config) -> Result<Box<dyn Backend>, DaemonError> {
+fn backend(config: &Config, log: Option<&mut Traffic>) -> Result<Box<dyn Backend>, DaemonError> {
     let (ways, left_out) = ways(config);
     if ways.is_empty() {
         return userspace(config, left_out);
@@ -211,7 +211,7 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, DaemonError> {
         ways,
         left_out,
     };
-    match Kernel::start(&kernel) {
+    match Kernel::start(&kernel, log) {
         Ok(kernel) => {
             let abilities = kernel.abilities();
             tracing::info!(responder = ?abilities.responder, watch = ?abilities.exit_watch,

@@ -22,10 +22,11 @@ use thiserror::Error;
 use crate::backend::{Backend, BackendError};
 use crate::causes::with_causes;
 use crate::objects::{self, ObjectError};
+use crate::traffic::Traffic;
 
 mod attach;
 
-use attach::{attach_egress, attach_exit, attach_responder};
+use attach::{Hooks, attach_egress, attach_exit, attach_responder};
 
 /// Bits of a minor device number within the kernel (`MINORBITS` of linux/kdev_t.h).
 const KERNEL_MINOR_BITS: u32 = 20;
@@ -80,11 +81,12 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads and attaches the heartbeat programs.
+    /// Loads and attaches the heartbeat programs, on TCX behind those of the logging channel if these are on
+    /// the same interface.
     ///
     /// # Errors
     /// [`KernelError`]: then nothing is left attached.
-    pub fn start(config: &KernelConfig) -> Result<Self, KernelError> {
+    pub fn start(config: &KernelConfig, log: Option<&mut Traffic>) -> Result<Self, KernelError> {
         let (device, inode) = pid_namespace().map_err(KernelError::PidNamespace)?;
         let mut object = EbpfLoader::new()
             .override_global("heartbeat_port", &config.port, true)
@@ -92,8 +94,12 @@ impl Kernel {
             .override_global("pid_namespace_inode", &inode, true)
             .load(objects::HEARTBEAT)
             .map_err(ObjectError::from)?;
-        let (responder, responder_reason) = attach_responder(&mut object, config)?;
-        let departures = worked("stamps of departure", attach_egress(&mut object, config));
+        let mut hooks = Hooks::of(&config.interface, log);
+        let (responder, responder_reason) = attach_responder(&mut object, config, &mut hooks)?;
+        let departures = worked(
+            "stamps of departure",
+            attach_egress(&mut object, &mut hooks),
+        );
         let watches = worked(
             "the watch for exits in the kernel",
             attach_exit(&mut object),

@@ -1,14 +1,18 @@
 //! The probes of the logging channel: what its interface carries, and how long acknowledgements take.
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, MapData, ProgramArray};
+use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
 use aya::{Ebpf, EbpfLoader};
 use ebpf_events::traffic::{FLOW_BYTES, FLOW_KEY_BYTES, Flow, FlowKey};
 
-use crate::objects::{self, ObjectError, attach_tcx};
+use crate::objects::{self, ObjectError, attach_tcx, failed, load_once, program};
 
 /// Attached probes; they end with this value.
 pub struct Traffic {
+    interface: String,
+    /// Programs that get what is not TCP, by hook: `enum side` of traffic.h.
+    others: ProgramArray<MapData>,
     flows: HashMap<MapData, [u8; FLOW_KEY_BYTES], [u8; FLOW_BYTES]>,
     _object: Ebpf,
 }
@@ -23,9 +27,35 @@ impl Traffic {
         attach_tcx(&mut object, "log_ingress", interface, TcAttachType::Ingress)?;
         attach_tcx(&mut object, "log_egress", interface, TcAttachType::Egress)?;
         Ok(Self {
+            interface: interface.to_owned(),
+            others: ProgramArray::try_from(objects::map(&mut object, "others")?)?,
             flows: HashMap::try_from(objects::map(&mut object, "flows")?)?,
             _object: object,
         })
+    }
+
+    /// The interface that is watched.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Hands what is not TCP on to a program: its own place on the hook would be one more to enter for each
+    /// segment of the log.
+    pub(crate) fn pass_on(
+        &mut self,
+        object: &mut Ebpf,
+        name: &'static str,
+        direction: TcAttachType,
+    ) -> Result<(), ObjectError> {
+        let side = match direction {
+            TcAttachType::Ingress => 0,
+            TcAttachType::Egress => 1,
+            TcAttachType::Custom(_) => return Err(ObjectError::Missing("hook of this kind")),
+        };
+        let program: &mut SchedClassifier = program(object, name)?;
+        load_once(name, program, SchedClassifier::load)?;
+        let program = program.fd().map_err(failed(name))?;
+        Ok(self.others.set(side, program, 0)?)
     }
 
     /// The flows as they are now, in the order of their addresses.

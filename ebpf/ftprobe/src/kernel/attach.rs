@@ -8,11 +8,49 @@ use heartbeat::protocol::ResponderKind;
 use super::{KernelConfig, KernelError};
 use crate::causes::with_causes;
 use crate::objects::{ObjectError, attach_tcx, attach_tracepoint, failed, load_once, program};
+use crate::traffic::Traffic;
+
+/// The TCX hooks of the heartbeats' interface.
+pub(super) struct Hooks<'a> {
+    interface: &'a str,
+    /// The probes of the logging channel that stand on them already.
+    log: Option<&'a mut Traffic>,
+}
+
+impl<'a> Hooks<'a> {
+    pub(super) fn of(interface: &'a str, log: Option<&'a mut Traffic>) -> Self {
+        Self {
+            interface,
+            log: log.filter(|log| log.interface() == interface),
+        }
+    }
+
+    /// Puts a program on a hook: behind the probe of the log, if it is there.
+    fn put(
+        &mut self,
+        object: &mut Ebpf,
+        name: &'static str,
+        direction: TcAttachType,
+    ) -> Result<(), ObjectError> {
+        if let Some(log) = &mut self.log {
+            match log.pass_on(object, name, direction) {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(
+                    program = name,
+                    error = with_causes(&error),
+                    "attached beside the probe of the logging channel instead of behind it"
+                ),
+            }
+        }
+        attach_tcx(object, name, self.interface, direction)
+    }
+}
 
 /// Attaches the responder in the first way that works; also returns why the ones before did not.
 pub(super) fn attach_responder(
     object: &mut Ebpf,
     config: &KernelConfig,
+    hooks: &mut Hooks<'_>,
 ) -> Result<(ResponderKind, String), KernelError> {
     let mut reasons: Vec<String> = [config.left_out.clone()]
         .into_iter()
@@ -23,12 +61,7 @@ pub(super) fn attach_responder(
         let attached = match way {
             ResponderKind::XdpNative => attach_xdp(object, interface, XdpMode::Driver),
             ResponderKind::XdpGeneric => attach_xdp(object, interface, XdpMode::Skb),
-            ResponderKind::Tcx => attach_tcx(
-                object,
-                "heartbeat_ingress",
-                interface,
-                TcAttachType::Ingress,
-            ),
+            ResponderKind::Tcx => hooks.put(object, "heartbeat_ingress", TcAttachType::Ingress),
             ResponderKind::Userspace => break,
         };
         match attached {
@@ -48,13 +81,8 @@ fn attach_xdp(object: &mut Ebpf, interface: &str, mode: XdpMode) -> Result<(), O
 }
 
 /// Stamps the departure of requests.
-pub(super) fn attach_egress(object: &mut Ebpf, config: &KernelConfig) -> Result<(), ObjectError> {
-    attach_tcx(
-        object,
-        "heartbeat_egress",
-        &config.interface,
-        TcAttachType::Egress,
-    )
+pub(super) fn attach_egress(object: &mut Ebpf, hooks: &mut Hooks<'_>) -> Result<(), ObjectError> {
+    hooks.put(object, "heartbeat_egress", TcAttachType::Egress)
 }
 
 /// Watches for exits.

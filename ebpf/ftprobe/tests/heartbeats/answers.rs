@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
+use aya::programs::SchedClassifier;
+use aya::programs::tc::TcAttachType;
 use ebpf_events::Side;
 use harness::privileges;
 use heartbeat::protocol::{ExitWatch, ResponderKind};
@@ -13,6 +15,10 @@ use crate::world::{Vmm, World, beat_until, prober_config};
 fn kernel_answers_and_takes_replies(mode: &str, kind: ResponderKind) {
     let world = World::new();
     let _probes = world.both(mode);
+    answers_and_takes_replies(&world, kind);
+}
+
+fn answers_and_takes_replies(world: &World, kind: ResponderKind) {
     let mut vmm_a = Vmm::join(&world.socket("a"), 3, Side::Connector);
     let mut vmm_b = Vmm::join(&world.socket("b"), 4, Side::Listener);
     assert_eq!(vmm_b.client.abilities().responder, kind);
@@ -71,6 +77,30 @@ fn tcx_answers_and_takes_replies() {
     if privileges::root("tcx_answers_and_takes_replies") {
         kernel_answers_and_takes_replies("tcx", ResponderKind::Tcx);
     }
+}
+
+#[test]
+fn beside_the_log_one_program_stands_on_each_hook_and_heartbeats_pass_behind_it() {
+    if !privileges::root(
+        "beside_the_log_one_program_stands_on_each_hook_and_heartbeats_pass_behind_it",
+    ) {
+        return;
+    }
+    let world = World::new();
+    let _probes = world.both_beside_the_log();
+    for (host, end) in [(&world.a, &world.link.a), (&world.b, &world.link.b)] {
+        for (hook, expected) in [
+            (TcAttachType::Ingress, "log_ingress"),
+            (TcAttachType::Egress, "log_egress"),
+        ] {
+            let (_, programs) = host
+                .run(|| SchedClassifier::query_tcx(&end.interface, hook))
+                .unwrap();
+            let names: Vec<_> = programs.iter().map(|p| p.name_as_str().unwrap()).collect();
+            assert_eq!(names, [expected]);
+        }
+    }
+    answers_and_takes_replies(&world, ResponderKind::Tcx);
 }
 
 /// The prober's host knows nothing of the session: its network stack checks the reply's checksum and

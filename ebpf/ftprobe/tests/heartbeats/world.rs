@@ -42,20 +42,15 @@ impl World {
 
     /// `ftprobe run`, serving.
     pub(crate) fn ftprobe(&self, host: &Host, end: &End, name: &str, mode: &str) -> Process {
-        let mut process = host
-            .spawn(
-                Command::new(env!("CARGO_BIN_EXE_ftprobe"))
-                    .args([
-                        "run",
-                        "--mode",
-                        mode,
-                        "--interface",
-                        &end.interface,
-                        "--socket",
-                    ])
-                    .arg(self.socket(name)),
-            )
-            .unwrap();
+        self.serving(host, end, name, &["--mode", mode])
+    }
+
+    fn serving(&self, host: &Host, end: &End, name: &str, more: &[&str]) -> Process {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_ftprobe"));
+        run.args(["run", "--interface", &end.interface, "--socket"])
+            .arg(self.socket(name))
+            .args(more);
+        let mut process = host.spawn(&mut run).unwrap();
         process.wait_for_line("ready").unwrap();
         process
     }
@@ -66,6 +61,13 @@ impl World {
             self.ftprobe(&self.a, &self.link.a, "a", mode),
             self.ftprobe(&self.b, &self.link.b, "b", mode),
         )
+    }
+
+    /// Both hosts with one, on the interface of the logging channel.
+    pub(crate) fn both_beside_the_log(&self) -> [Process; 2] {
+        [(&self.a, &self.link.a, "a"), (&self.b, &self.link.b, "b")].map(|(host, end, name)| {
+            self.serving(host, end, name, &["--log-interface", &end.interface])
+        })
     }
 }
 
