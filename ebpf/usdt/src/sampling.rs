@@ -1,7 +1,7 @@
 //! Which appends are shown: those at multiples of a distance, a power of two.
 //!
 //! The distance is the same in every process where it was set. Else each process begins with
-//! [`DEFAULT_DISTANCE`] and doubles it while it shows more than a few thousand events a second, so that
+//! [`DEFAULT_DISTANCE`] and doubles it while it shows more than a thousand events a second, so that
 //! listening costs a fast log no more than a slow one. Multiples of the greater distance are multiples of
 //! the smaller: what the coarsest process shows has been shown by all of them.
 
@@ -18,9 +18,9 @@ pub const DISTANCE_VARIABLE: &str = "POLLUX_SAMPLE_ONE_IN";
 /// How long events are counted before more appends may be shown again, in ns.
 const WINDOW_NS: u64 = 100_000_000;
 /// Events of a process in that time from which on it shows fewer appends.
-const MOST: u64 = 400;
+const MOST: u64 = 100;
 /// Events in that time below which it shows more.
-const FEWEST: u64 = 50;
+const FEWEST: u64 = 20;
 /// The greatest distance, minus one, that a process chooses by itself.
 const MASK_LIMIT: u64 = (1 << 20) - 1;
 
@@ -143,9 +143,9 @@ mod tests {
         let pace = Pace::new();
         let second = 1_000_000_000;
         assert_eq!(distance_after(&pace, 0, 1_000_000, 10 * second), 64);
-        // 4 million appends a second: 500 to 4,000 events.
+        // 4 million appends a second: 200 to 1,000 events.
         let fast = distance_after(&pace, 10 * second, 250, 2 * second);
-        assert!((1_024..=8_192).contains(&fast), "{fast}");
+        assert!((4_096..=32_768).contains(&fast), "{fast}");
         let slow = distance_after(&pace, 12 * second, 1_000_000, 60 * second);
         assert_eq!(slow, 64);
     }
