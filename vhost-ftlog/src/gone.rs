@@ -13,7 +13,7 @@ pub fn encode(session: SessionId) -> [u8; ACK_LEN] {
     let mut out = [0; ACK_LEN];
     out[0..4].copy_from_slice(&MAGIC);
     out[4..8].copy_from_slice(&session.0[..4]);
-    let crc = crc32c::crc32c(&out[..28]);
+    let crc = format::crc32c(&out[..28]);
     out[28..].copy_from_slice(&crc.to_le_bytes());
     out
 }

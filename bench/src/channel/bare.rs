@@ -154,7 +154,7 @@ impl Stream {
                         entry.fill(entries as u8);
                         entries += 1;
                     }
-                    std::hint::black_box(crc32c::crc32c(stretch));
+                    std::hint::black_box(format::crc32c(stretch));
                 }
                 socket.write_all(stretch)?;
             }
@@ -174,7 +174,7 @@ impl Stream {
                 break;
             }
             if self.works {
-                crc = crc32c::crc32c_append(crc, &memory[at..at + len]);
+                crc = format::crc32c_append(crc, &memory[at..at + len]);
             }
             at = (at + len) % memory.len();
             bytes += len as u64;

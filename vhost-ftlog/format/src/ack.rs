@@ -35,7 +35,7 @@ impl AckRecord {
         out[4..8].copy_from_slice(&session.0[..4]);
         out[8..16].copy_from_slice(&self.received.0.to_le_bytes());
         out[16..24].copy_from_slice(&self.replayed.0.to_le_bytes());
-        let crc = crc32c::crc32c(&out[..28]);
+        let crc = crate::crc32c(&out[..28]);
         out[28..32].copy_from_slice(&crc.to_le_bytes());
         out
     }

@@ -84,7 +84,7 @@ impl FrameHeader {
         out[40..44].copy_from_slice(&self.count.to_le_bytes());
         out[44..48].copy_from_slice(&self.body_len.to_le_bytes());
         out[48..56].copy_from_slice(&self.stamp_ns.to_le_bytes());
-        let crc = crc32c::crc32c(&out[..60]);
+        let crc = crate::crc32c(&out[..60]);
         out[60..64].copy_from_slice(&crc.to_le_bytes());
         out
     }
@@ -198,11 +198,11 @@ pub fn encode_frame(mut header: FrameHeader, body: &[u8], out: &mut Vec<u8>) {
     header.body_len = body.len() as u32;
     out.extend_from_slice(&header.encode());
     out.extend_from_slice(body);
-    out.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    out.extend_from_slice(&crate::crc32c(body).to_le_bytes());
 }
 
 pub(crate) fn check(what: &'static str, expected: u32, bytes: &[u8]) -> Result<(), Error> {
-    let found = crc32c::crc32c(bytes);
+    let found = crate::crc32c(bytes);
     if found == expected {
         Ok(())
     } else {

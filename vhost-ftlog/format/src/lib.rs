@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod ack;
+mod checksum;
 mod entry;
 mod frame;
 mod ids;
@@ -22,6 +23,7 @@ mod reader;
 mod varint;
 
 pub use ack::{ACK_LEN, AckRecord};
+pub use checksum::{crc32c, crc32c_append};
 pub use entry::{ControlOp, DiskStatus, Entry, EntryKind, Event, PartHeader};
 pub use frame::{Frame, FrameFlags, FrameHeader, HEADER_LEN, TRAILER_LEN, VERSION, encode_frame};
 pub use ids::{Epoch, ExitNumber, Seq, SessionId};

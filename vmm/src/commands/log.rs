@@ -258,5 +258,5 @@ fn diff(left: &RecordingReader, right: &RecordingReader) -> Outcome {
 }
 
 fn crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
+    format::crc32c(bytes)
 }

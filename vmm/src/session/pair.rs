@@ -56,7 +56,7 @@ fn present(is: bool) -> String {
 
 fn digest(value: &impl Serialize) -> String {
     let bytes = serde_json::to_vec(value).expect("plain data");
-    format!("{:08x}", crc32c::crc32c(&bytes))
+    format!("{:08x}", format::crc32c(&bytes))
 }
 
 /// Maker and model of the processor, of Linux's description of the first.

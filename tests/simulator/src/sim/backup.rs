@@ -97,7 +97,7 @@ impl Follow {
             LogEvent::Output { bytes, crc, digest } => {
                 let mut made = Vec::new();
                 encode_effects(&self.out, &mut made);
-                if made.len() != bytes as usize || crc32c::crc32c(&made) != crc {
+                if made.len() != bytes as usize || format::crc32c(&made) != crc {
                     return Err("other output");
                 }
                 if guest.digest != digest {

@@ -276,7 +276,7 @@ impl Sim {
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         crate::guest::encode_effects(out, &mut bytes);
-        let (len, crc) = (bytes.len() as u32, crc32c::crc32c(&bytes));
+        let (len, crc) = (bytes.len() as u32, format::crc32c(&bytes));
         self.scratch = bytes;
         self.append(
             host,

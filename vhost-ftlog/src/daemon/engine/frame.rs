@@ -1,8 +1,8 @@
 //! A frame on its way out: header and trailer in memory of the daemon, the body in the arena where
 //! the VMM wrote it.
 //!
-//! Gathering reads each append once, for the checksum, and copies none. Appends that are adjacent in
-//! the arena become one buffer. The structure must not move while it is being sent: it lives in a box.
+//! Nothing of the body is copied; it is read once, for the checksum, just before the kernel takes it.
+//! Appends that are adjacent in the arena become one buffer, and are summed as one. The structure must not move while it is being sent: it lives in a box.
 #![allow(unsafe_code)] // Builds the message that the kernel reads, and reads shared memory.
 
 use std::ptr::{self, NonNull};
@@ -23,7 +23,6 @@ pub(super) struct OutFrame {
     message: libc::msghdr,
     count: u32,
     len: usize,
-    crc: u32,
     left: usize,
 }
 
@@ -44,7 +43,6 @@ impl OutFrame {
             message,
             count: 0,
             len: 0,
-            crc: 0,
             left: 0,
         })
     }
@@ -54,7 +52,6 @@ impl OutFrame {
         self.buffers.truncate(1);
         self.count = 0;
         self.len = 0;
-        self.crc = 0;
         self.left = 0;
     }
 
@@ -92,9 +89,6 @@ impl OutFrame {
     /// change what it has published; one that does harms only its own log, whose checksum then fails.
     #[inline]
     pub(super) unsafe fn push(&mut self, at: NonNull<u8>, len: usize) {
-        // SAFETY: mapped, as the caller promises; not written while a correct VMM waits for its use.
-        let bytes = unsafe { std::slice::from_raw_parts(at.as_ptr(), len) };
-        self.crc = crc32c::crc32c_append(self.crc, bytes);
         if self.continues(at) {
             let last = self
                 .buffers
@@ -111,13 +105,24 @@ impl OutFrame {
         self.count += 1;
     }
 
+    /// The checksum of the body.
+    fn checksum(&self) -> u32 {
+        self.buffers[1..].iter().fold(0, |crc, buffer| {
+            // SAFETY: mapped, as the caller of `push` has promised; not written while a correct VMM waits
+            // for its use.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(buffer.iov_base.cast::<u8>(), buffer.iov_len) };
+            format::crc32c_append(crc, bytes)
+        })
+    }
+
     /// Puts header and trailer around the body and returns the message to send. `header`'s count and
     /// length are set here.
     pub(super) fn seal(&mut self, mut header: FrameHeader) -> *const libc::msghdr {
         header.count = self.count;
         header.body_len = self.len as u32;
         self.header = header.encode();
-        self.trailer = self.crc.to_le_bytes();
+        self.trailer = self.checksum().to_le_bytes();
         self.buffers[0] = libc::iovec {
             iov_base: self.header.as_mut_ptr().cast(),
             iov_len: HEADER_LEN,

@@ -238,7 +238,7 @@ impl Receiver {
         if body_there > partial.summed {
             let from = start + (HEADER_LEN + partial.summed) as u64;
             let fresh = self.bytes(from, body_there - partial.summed);
-            partial.crc = crc32c::crc32c_append(partial.crc, fresh);
+            partial.crc = format::crc32c_append(partial.crc, fresh);
             partial.summed = body_there;
         }
         let frame_len = partial.header.frame_len();

@@ -278,7 +278,7 @@ mod tests {
             let _ = PeerMessage::decode(&mut bytes.as_slice());
             let mut framed = b"PLXP\x01\0\0\0".to_vec();
             framed.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            let crc = crc32c::crc32c_append(crc32c::crc32c(&framed), &bytes);
+            let crc = format::crc32c_append(format::crc32c(&framed), &bytes);
             framed.extend_from_slice(&crc.to_le_bytes());
             framed.extend_from_slice(&bytes);
             let _ = PeerMessage::decode(&mut framed.as_slice());

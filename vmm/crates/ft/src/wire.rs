@@ -116,5 +116,5 @@ impl Envelope {
 }
 
 fn checksum(message: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&message[..12]), &message[ENVELOPE_LEN..])
+    format::crc32c_append(format::crc32c(&message[..12]), &message[ENVELOPE_LEN..])
 }

@@ -37,8 +37,8 @@ impl OutputSum {
         let mut header = [kind; 17];
         header[1..9].copy_from_slice(&id.to_le_bytes());
         header[9..17].copy_from_slice(&sector.to_le_bytes());
-        self.crc = crc32c::crc32c_append(self.crc, &header);
-        self.crc = crc32c::crc32c_append(self.crc, data);
+        self.crc = format::crc32c_append(self.crc, &header);
+        self.crc = format::crc32c_append(self.crc, data);
         let len = u32::try_from(header.len() + data.len()).unwrap_or(u32::MAX);
         self.bytes = self.bytes.saturating_add(len);
     }

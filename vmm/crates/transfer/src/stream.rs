@@ -44,7 +44,7 @@ impl<W: Write> Writer<W> {
         let len = u32::try_from(len).map_err(|_| Error::Damaged("a record over 4 GiB"))?;
         let crc = parts
             .iter()
-            .fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+            .fold(0, |crc, part| format::crc32c_append(crc, part));
         out.write_all(&[kind, 0, 0, 0])?;
         out.write_all(&len.to_le_bytes())?;
         out.write_all(&crc.to_le_bytes())?;
@@ -241,7 +241,7 @@ impl<R: Read> Reader<R> {
         let filled = self.fill(&mut payload);
         self.payload = payload;
         filled?;
-        if crc32c::crc32c(&self.payload) != crc {
+        if format::crc32c(&self.payload) != crc {
             return Err(Error::Damaged("a record's checksum"));
         }
         match kind {
