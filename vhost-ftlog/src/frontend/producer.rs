@@ -138,11 +138,11 @@ impl LogProducer {
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
     }
 
-    /// A free stretch and a free descriptor, looking for used ones if need be.
+    /// A free stretch and a free descriptor, looking for used ones if the window or the ring is full.
     #[inline]
     fn place(&mut self, len: u32) -> Result<Option<(u32, Mark)>, Error> {
         if self.ring.has_room()
-            && let Some(placed) = self.space.place(len)
+            && let Some(placed) = self.space.place_in_window(len)
         {
             return Ok(Some(placed));
         }
