@@ -175,7 +175,11 @@ impl Scene<'_> {
         let mut run = Command::new(self.ftprobe);
         run.args(["run", "--interface", interface]);
         run.args(["--log-interface", interface]);
-        run.arg("--socket").arg(socket).started(host, "ready")
+        run.arg("--socket").arg(socket);
+        // Without its programs in the kernel it would cost nothing, and be no measurement.
+        let mut daemon = run.started(host, "the logging channel is watched")?;
+        daemon.wait_for_line("ready")?;
+        Ok(daemon)
     }
 
     fn recorder(
