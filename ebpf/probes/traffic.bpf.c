@@ -257,15 +257,24 @@ static __always_inline struct flow *recognise(struct __sk_buff *skb, enum side s
 	return flow;
 }
 
-/* Times a frame from the segment with its last byte on, unless another one is being timed. */
+/*
+ * Times a frame from the segment with its last byte on, unless another one is being timed. In bulk data
+ * most segments begin inside of a frame: after one that does, none is looked into before the next tick.
+ */
 static __always_inline void frames_pass(struct __sk_buff *skb, struct flow *flow,
-					const struct segment *s, int again)
+					const struct segment *s, int again, int tick)
 {
 	struct timed_frame *timed = &flow->timed;
 	struct frame_header header;
 	__u64 end = timed->end;
 
-	if (!end && !again && begins_with_frame(skb, s, &header)) {
+	if (tick)
+		timed->missed = 0;
+	if (end || again || timed->missed) {
+		/* not looked for */
+	} else if (!begins_with_frame(skb, s, &header)) {
+		timed->missed = 1;
+	} else {
 		end = header.first + header.count;
 		flow->session = header.session[0];
 		timed->passed_ns = 0;
@@ -317,10 +326,10 @@ static __always_inline void ask_tcp(struct __sk_buff *skb, struct flow *flow)
 static __always_inline int pass(struct __sk_buff *skb, enum side side)
 {
 	struct direction *direction;
-	__u32 next, again, turn;
+	__u32 next, again, tick;
 	struct segment s;
 	struct flow *flow;
-	__u64 now;
+	__u64 jiffies;
 
 	switch (read_segment(skb, side, &s)) {
 	case NOT_TCP:
@@ -337,21 +346,24 @@ static __always_inline int pass(struct __sk_buff *skb, enum side side)
 	if (!flow)
 		return TC_ACT_UNSPEC;
 	direction = side == OUT ? &flow->out : &flow->in;
-	/* To some milliseconds, which is all that silence is measured in. */
-	now = bpf_ktime_get_coarse_ns();
-	turn = direction->last_ns != now;
 	next = s.sequence + s.payload_bytes;
 	again = direction->last_ns && (__s32)(s.sequence - direction->next) < 0;
 	if (!direction->last_ns || (__s32)(next - direction->next) > 0)
 		direction->next = next;
-	direction->last_ns = now;
+	/* To some milliseconds, which is all that silence is measured in. */
+	jiffies = bpf_jiffies64();
+	tick = direction->last_tick != (__u32)jiffies || !direction->last_ns;
+	if (tick) {
+		direction->last_tick = jiffies;
+		direction->last_ns = bpf_ktime_get_coarse_ns();
+	}
 	__sync_fetch_and_add(&direction->bytes, s.payload_bytes);
 	__sync_fetch_and_add(&direction->packets, s.packets);
 	if (flow->log_side == side)
-		frames_pass(skb, flow, &s, again);
+		frames_pass(skb, flow, &s, again, tick);
 	else
 		records_pass(skb, flow, &s);
-	if (side == OUT && turn)
+	if (side == OUT && tick)
 		ask_tcp(skb, flow);
 	return TC_ACT_UNSPEC;
 }

@@ -41,7 +41,7 @@ struct direction {
 	__u64 packets;
 	__u64 last_ns;
 	__u32 next; /* TCP's sequence after the last byte */
-	__u32 unused;
+	__u32 last_tick; /* of the kernel's clock, modulo 2^32 */
 	__u8 apart[APART_BYTES - 32];
 };
 
@@ -50,7 +50,7 @@ struct timed_frame {
 	__u64 end; /* position after its last append; 0: none is */
 	__u64 passed_ns; /* when its last byte passed; 0: not yet */
 	__u32 beyond; /* TCP's sequence after it */
-	__u32 unused;
+	__u32 missed; /* none was found when one was looked for last */
 	__u8 apart[APART_BYTES - 24];
 };
 
