@@ -178,6 +178,7 @@ impl Scene<'_> {
         run.arg("--socket").arg(socket);
         // Without its programs in the kernel it would cost nothing, and be no measurement.
         let mut daemon = run.started(host, "the logging channel is watched")?;
+        daemon.wait_for_line("heartbeats are answered in the kernel")?;
         daemon.wait_for_line("ready")?;
         Ok(daemon)
     }

@@ -43,8 +43,12 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<(), Fail
         Trial::start("soak", &options.stage, &interrupt)?,
         Trial::start("soak_userspace", &userspace, &interrupt)?,
     ];
+    // What has happened to the first while the second began is none of it.
+    for trial in &mut trials {
+        trial.known = trial.stage.wait_for_protection(None, PROTECTION_LIMIT)?;
+    }
     eprintln!("{} s, {} hogs a CPU", length.as_secs(), options.hogs);
-    watch(&mut trials, options.hogs, length, &interrupt)?;
+    let watched = watch(&mut trials, options.hogs, length, &interrupt);
     for trial in trials {
         let Verdicts {
             failovers,
@@ -63,7 +67,7 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<(), Fail
             backups_lost,
         ));
     }
-    Ok(())
+    watched
 }
 
 /// The same programs, but an `ftprobe` that ends at once.
@@ -87,6 +91,7 @@ fn without_ftprobe(stage: &StageOptions) -> Result<tempfile::TempDir, Failure> {
     Ok(directory)
 }
 
+/// Watches until the time is over and every VM is protected; one that fails does not end the other's trial.
 fn watch(
     trials: &mut [Trial],
     hogs: usize,
@@ -97,11 +102,11 @@ fn watch(
     let _hogs = Hogs::start(hogs, &cpus)?;
     let started = Instant::now();
     let mut told = started;
-    while started.elapsed() < length {
+    while started.elapsed() < length || trials.iter().any(Trial::is_recovering) {
         interrupt.check()?;
         std::thread::sleep(LOOK_EVERY);
-        for trial in trials.iter_mut() {
-            trial.look(started)?;
+        for trial in trials.iter_mut().filter(|trial| trial.failure.is_none()) {
+            trial.failure = trial.look(started).err();
         }
         if told.elapsed() > TELL_EVERY {
             told = Instant::now();
@@ -110,7 +115,11 @@ fn watch(
             }
         }
     }
-    Ok(())
+    let failed = trials.iter_mut().find_map(|trial| {
+        let failure = trial.failure.take()?;
+        Some(format!("{}: {failure}", trial.name))
+    });
+    failed.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
 /// A protected VM that is watched.
@@ -119,10 +128,13 @@ struct Trial {
     stage: Stage,
     /// The primary of the last epoch that is known.
     known: (SiteId, Status),
-    /// Since when it has not been protected, after a verdict.
+    /// Since when no protected primary of an epoch that is not older has been seen.
     unprotected: Option<Instant>,
+    /// A verdict was counted, and the VM is not protected again yet.
+    is_judged: bool,
     answered_by: String,
     verdicts: Verdicts,
+    failure: Option<Failure>,
 }
 
 impl Trial {
@@ -131,8 +143,12 @@ impl Trial {
         options: &StageOptions,
         interrupt: &Interrupt,
     ) -> Result<Self, Failure> {
-        let mut stage = Stage::new(options, interrupt)?;
-        let start = Start::prepare(options, &stage.patience().clone())?;
+        let options = StageOptions {
+            keep: options.keep.as_ref().map(|keep| keep.join(name)),
+            ..options.clone()
+        };
+        let mut stage = Stage::new(&options, interrupt)?;
+        let start = Start::prepare(&options, &stage.patience().clone())?;
         let [a, b, c] = SITES;
         stage.start_standby(b)?;
         stage.start_standby(c)?;
@@ -144,28 +160,39 @@ impl Trial {
             answered_by: known.1.answered_by(),
             known,
             unprotected: None,
+            is_judged: false,
             verdicts: Verdicts::default(),
+            failure: None,
         })
+    }
+
+    fn is_recovering(&self) -> bool {
+        self.unprotected.is_some() && self.failure.is_none()
     }
 
     /// Counts what is new. After a verdict, what follows until the VM is protected again is its consequence.
     fn look(&mut self, started: Instant) -> Result<(), Failure> {
         self.stage.check_processes()?;
+        let epoch = self.known.1.epoch;
+        // A primary that has been replaced may not know it yet.
         let now = self.stage.primary();
-        if let Some(since) = self.unprotected {
-            let epoch = self.known.1.epoch;
-            if let Some(now) = now.filter(|(_, status)| status.protected && status.epoch >= epoch) {
-                (self.known, self.unprotected) = (now, None);
-            } else if since.elapsed() > PROTECTION_LIMIT {
-                let limit = PROTECTION_LIMIT.as_secs();
-                let (name, events) = (self.name, self.stage.last_events());
-                return Err(format!("{name}: waited {limit} s for protection{events}").into());
+        let now = now.filter(|(_, status)| status.epoch >= epoch);
+        let protected = now.as_ref().is_some_and(|(_, status)| status.protected);
+        if let Some(now) = now {
+            if !self.is_judged && self.verdicts.take(&self.known, &now) {
+                self.is_judged = true;
+                self.tell(started);
             }
-        } else if let Some(now) = now
-            && self.verdicts.take(&self.known, &now)
-        {
-            self.unprotected = Some(Instant::now());
-            self.tell(started);
+            self.known = now;
+        }
+        if protected {
+            (self.is_judged, self.unprotected) = (false, None);
+            return Ok(());
+        }
+        let since = *self.unprotected.get_or_insert_with(Instant::now);
+        if since.elapsed() > PROTECTION_LIMIT {
+            let (limit, events) = (PROTECTION_LIMIT.as_secs(), self.stage.last_events());
+            return Err(format!("waited {limit} s for protection{events}").into());
         }
         Ok(())
     }
