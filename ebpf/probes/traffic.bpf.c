@@ -259,7 +259,8 @@ static __always_inline struct flow *recognise(struct __sk_buff *skb, enum side s
 
 /*
  * Times a frame from the segment with its last byte on, unless another one is being timed. In bulk data
- * most segments begin inside of a frame: after one that does, none is looked into before the next tick.
+ * most segments begin inside of a frame: after one that does, none is looked into before the next tick,
+ * once the flow's session is known.
  */
 static __always_inline void frames_pass(struct __sk_buff *skb, struct flow *flow,
 					const struct segment *s, int again, int tick)
@@ -273,7 +274,7 @@ static __always_inline void frames_pass(struct __sk_buff *skb, struct flow *flow
 	if (end || again || timed->missed) {
 		/* not looked for */
 	} else if (!begins_with_frame(skb, s, &header)) {
-		timed->missed = 1;
+		timed->missed = flow->session != 0;
 	} else {
 		end = header.first + header.count;
 		flow->session = header.session[0];

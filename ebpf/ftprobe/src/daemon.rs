@@ -200,7 +200,10 @@ fn ways(config: &Config) -> (Vec<ResponderKind>, String) {
     (vec![ResponderKind::Tcx], xdp_left_out.to_owned())
 }
 
-fn backend(config: &Config, log: Option<&mut Traffic>) -> Result<Box<dyn Backend>, DaemonError> {
+fn backend(
+    config: &Config,
+    mut log: Option<&mut Traffic>,
+) -> Result<Box<dyn Backend>, DaemonError> {
     let (ways, left_out) = ways(config);
     if ways.is_empty() {
         return userspace(config, left_out);
@@ -211,7 +214,7 @@ fn backend(config: &Config, log: Option<&mut Traffic>) -> Result<Box<dyn Backend
         ways,
         left_out,
     };
-    match Kernel::start(&kernel, log) {
+    match Kernel::start(&kernel, log.as_deref_mut()) {
         Ok(kernel) => {
             let abilities = kernel.abilities();
             tracing::info!(responder = ?abilities.responder, watch = ?abilities.exit_watch,
@@ -220,6 +223,9 @@ fn backend(config: &Config, log: Option<&mut Traffic>) -> Result<Box<dyn Backend
             Ok(Box::new(kernel))
         }
         Err(error) if config.mode == Mode::Auto => {
+            if let Some(log) = log {
+                log.pass_nothing_on();
+            }
             let error = with_causes(&error);
             tracing::warn!(
                 error,

@@ -85,7 +85,7 @@ impl Kernel {
     /// the same interface.
     ///
     /// # Errors
-    /// [`KernelError`]: then nothing is left attached.
+    /// [`KernelError`]: then nothing is left attached, but the probe of the log may still hand packets on.
     pub fn start(config: &KernelConfig, log: Option<&mut Traffic>) -> Result<Self, KernelError> {
         let (device, inode) = pid_namespace().map_err(KernelError::PidNamespace)?;
         let mut object = EbpfLoader::new()

@@ -1,17 +1,26 @@
 //! The probes of the logging channel: what its interface carries, and how long acknowledgements take.
 
 use aya::maps::{HashMap, MapData, ProgramArray};
-use aya::programs::SchedClassifier;
+use aya::programs::ProgramFd;
 use aya::programs::tc::TcAttachType;
 use aya::{Ebpf, EbpfLoader};
 use ebpf_events::traffic::{FLOW_BYTES, FLOW_KEY_BYTES, Flow, FlowKey};
 
-use crate::objects::{self, ObjectError, attach_tcx, failed, load_once, program};
+use crate::objects::{self, ObjectError, attach_tcx};
+
+/// `enum side` of traffic.h.
+const fn side(direction: TcAttachType) -> Option<u32> {
+    match direction {
+        TcAttachType::Ingress => Some(0),
+        TcAttachType::Egress => Some(1),
+        TcAttachType::Custom(_) => None,
+    }
+}
 
 /// Attached probes; they end with this value.
 pub struct Traffic {
     interface: String,
-    /// Programs that get what is not TCP, by hook: `enum side` of traffic.h.
+    /// Programs that get what is not TCP, by [`side`].
     others: ProgramArray<MapData>,
     flows: HashMap<MapData, [u8; FLOW_KEY_BYTES], [u8; FLOW_BYTES]>,
     _object: Ebpf,
@@ -39,23 +48,26 @@ impl Traffic {
         &self.interface
     }
 
-    /// Hands what is not TCP on to a program: its own place on the hook would be one more to enter for each
-    /// segment of the log.
+    /// Hands what is not TCP on to a program, as long as both are there: its own place on the hook would be
+    /// one more to enter for each segment of the log.
     pub(crate) fn pass_on(
         &mut self,
-        object: &mut Ebpf,
-        name: &'static str,
+        program: &ProgramFd,
         direction: TcAttachType,
     ) -> Result<(), ObjectError> {
-        let side = match direction {
-            TcAttachType::Ingress => 0,
-            TcAttachType::Egress => 1,
-            TcAttachType::Custom(_) => return Err(ObjectError::Missing("hook of this kind")),
-        };
-        let program: &mut SchedClassifier = program(object, name)?;
-        load_once(name, program, SchedClassifier::load)?;
-        let program = program.fd().map_err(failed(name))?;
+        let side = side(direction).ok_or(ObjectError::Missing("hook of this kind"))?;
         Ok(self.others.set(side, program, 0)?)
+    }
+
+    /// Hands nothing on any more.
+    pub(crate) fn pass_nothing_on(&mut self) {
+        for side in [TcAttachType::Ingress, TcAttachType::Egress]
+            .into_iter()
+            .filter_map(side)
+        {
+            // Fails where none was set.
+            let _ = self.others.clear_index(&side);
+        }
     }
 
     /// The flows as they are now, in the order of their addresses.

@@ -2,7 +2,7 @@
 
 use aya::Ebpf;
 use aya::programs::tc::TcAttachType;
-use aya::programs::{Xdp, XdpMode};
+use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use heartbeat::protocol::ResponderKind;
 
 use super::{KernelConfig, KernelError};
@@ -32,17 +32,21 @@ impl<'a> Hooks<'a> {
         name: &'static str,
         direction: TcAttachType,
     ) -> Result<(), ObjectError> {
-        if let Some(log) = &mut self.log {
-            match log.pass_on(object, name, direction) {
-                Ok(()) => return Ok(()),
-                Err(error) => tracing::warn!(
-                    program = name,
-                    error = with_causes(&error),
-                    "attached beside the probe of the logging channel instead of behind it"
-                ),
-            }
-        }
-        attach_tcx(object, name, self.interface, direction)
+        let program: &mut SchedClassifier = program(object, name)?;
+        load_once(name, program, SchedClassifier::load)?;
+        let Some(log) = &mut self.log else {
+            return attach_tcx(object, name, self.interface, direction);
+        };
+        let Err(error) = log.pass_on(program.fd().map_err(failed(name))?, direction) else {
+            return Ok(());
+        };
+        attach_tcx(object, name, self.interface, direction)?;
+        tracing::warn!(
+            program = name,
+            error = with_causes(&error),
+            "attached beside the probe of the logging channel instead of behind it"
+        );
+        Ok(())
     }
 }
 
