@@ -1,4 +1,5 @@
-//! CRC-32C (Castagnoli's polynomial; RFC 3720, appendix B.4), by carry-less multiplication where the processor has it.
+//! CRC-32C (Castagnoli's polynomial; RFC 3720, appendix B.4), by carry-less multiplication where the
+//! processor has it (PCLMULQDQ, VPCLMULQDQ), else by tables.
 
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -20,6 +21,8 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -28,6 +31,30 @@ mod tests {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    /// Bit by bit, as the polynomial says.
+    fn reference(crc: u32, bytes: &[u8]) -> u32 {
+        const REFLECTED: u32 = 0x82f6_3b78;
+        !bytes.iter().fold(!crc, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ if crc & 1 == 1 { REFLECTED } else { 0 }
+            })
+        })
+    }
+
+    proptest! {
+        /// Lengths of all ways to compute it, of which processors have different ones.
+        #[test]
+        fn every_way_to_compute_it_gives_the_same(
+            bytes in prop::collection::vec(any::<u8>(), 0..3000),
+            skipped in 0usize..64,
+            before in any::<u32>(),
+        ) {
+            let bytes = &bytes[skipped.min(bytes.len())..];
+            prop_assert_eq!(crc32c(bytes), reference(0, bytes));
+            prop_assert_eq!(crc32c_append(before, bytes), reference(before, bytes));
+        }
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub const PROBE_LIMIT: Duration = Duration::from_millis(30);
 const WALL_LIMIT: Duration = Duration::from_secs(2);
 
 /// A guest is kicked this often at least before it counts as endless. Where this host is itself a guest,
-/// a pause of the whole machine may count as processor time: it uses up one slice and not the limit.
-const SLICES: u32 = 4;
+/// a pause of the whole machine may count as processor time: it uses up one turn's share of the limit only.
+const TURNS: u32 = 4;
 
 /// RAM of a probe's guest: its tables and a few huge pages.
 const RAM_BYTES: u64 = 16 << 20;
@@ -42,7 +42,7 @@ pub(super) struct Seen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Exit(Exit),
-    /// It ran longer than [`PROBE_LIMIT`], and did not stop in [`SLICES`] turns.
+    /// It ran longer than [`PROBE_LIMIT`], and did not stop in [`TURNS`] turns.
     Endless,
     /// KVM could not run it.
     Refused,
@@ -112,18 +112,22 @@ impl Lab {
     /// Runs on to the next stop, for about `limit` of processor time at most.
     pub(super) fn run_for(&mut self, limit: Duration) -> Seen {
         let (wall, begin) = (Instant::now(), thread_time());
+        let share = limit / TURNS;
         let vcpu = &mut self.guest.vcpu;
-        let mut slices = 0;
+        // A guest that stops in time is not kicked, unless the host is busy.
+        let (mut turn, mut turns, mut used) = (limit, 0, Duration::ZERO);
         let outcome = loop {
-            match with_limit(vcpu.kicker(), limit / SLICES, || vcpu.run()) {
+            let before = thread_time();
+            match with_limit(vcpu.kicker(), turn, || vcpu.run()) {
                 Ok(Stop::Exit(exit)) => break Outcome::Exit(exit),
                 Err(_) => break Outcome::Refused,
-                Ok(Stop::Kicked) => slices += 1,
+                Ok(Stop::Kicked) => turns += 1,
             }
-            let used_up = thread_time() - begin >= limit || wall.elapsed() > WALL_LIMIT;
-            if slices >= SLICES && used_up {
+            used += (thread_time() - before).min(share);
+            if used >= limit || (turns >= TURNS && wall.elapsed() > WALL_LIMIT) {
                 break Outcome::Endless;
             }
+            turn = share;
         };
         let took = thread_time() - begin;
         Seen {
