@@ -2,7 +2,8 @@
 //! the VMM wrote it.
 //!
 //! Nothing of the body is copied; it is read once, for the checksum, just before the kernel takes it.
-//! Appends that are adjacent in the arena become one buffer, and are summed as one. The structure must not move while it is being sent: it lives in a box.
+//! Appends that are adjacent in the arena become one buffer, and are summed as one. The structure must
+//! not move while it is being sent: it lives in a box.
 #![allow(unsafe_code)] // Builds the message that the kernel reads, and reads shared memory.
 
 use std::ptr::{self, NonNull};
