@@ -317,8 +317,8 @@ impl<R: Ring> Engine<R> {
         let batch = self
             .sender
             .as_ref()
-            .filter(|sender| self.link.is_some() && !sender.in_flight())
-            .and_then(|sender| sender.deadline(&self.tuning));
+            .filter(|_| self.link.is_some())
+            .and_then(|sender| sender.timer(&self.tuning));
         match batch {
             Some(deadline) => Wait::AtMost(deadline.saturating_sub(self.now)),
             None if self.memory.is_some() => Wait::ForAnswer,

@@ -67,6 +67,10 @@ pub(super) struct Sender {
     /// When the last full batch left, in ns, as long as batches are full: the next is looked for when its time
     /// has come. A kick for each would take the CPU from a producer that shares it, again and again.
     streaming: Option<u64>,
+    /// When the peer last acknowledged something, or when the first frame left after all was, in ns.
+    quiet_since: u64,
+    /// How long the peer was quiet before its last acknowledgement, in ns.
+    quiet_for: u64,
     flush: u64,
     end: End,
     times: AckTimes,
@@ -94,6 +98,8 @@ impl Sender {
             in_flight: false,
             since: 0,
             streaming: None,
+            quiet_since: 0,
+            quiet_for: u64::MAX,
             flush: 0,
             end: End::No,
             times: AckTimes::default(),
@@ -153,6 +159,7 @@ impl Sender {
         self.frame.clear();
         self.full = false;
         self.streaming = None;
+        self.quiet_for = u64::MAX;
         self.in_flight = false;
         if self.end == End::Sent {
             self.end = End::Due;
@@ -231,7 +238,18 @@ impl Sender {
             0 => self.streaming?,
             _ => self.since,
         };
-        Some(since + u64::from(tuning.batch_us) * 1000)
+        Some(since + batch_ns(tuning))
+    }
+
+    /// When to look again although nothing has come, in ns. While frames are on the way to a peer that answers
+    /// promptly its acknowledgement is the clock, and a batch whose time comes meanwhile leaves with it: a sleep
+    /// with a limit sets and clears a timer, which takes 25 µs where a hypervisor has to be asked for it.
+    pub(super) fn timer(&self, tuning: &Tuning) -> Option<u64> {
+        let is_on_the_way = self.sent > self.received && self.quiet_for <= 2 * batch_ns(tuning);
+        if self.in_flight || is_on_the_way {
+            return None;
+        }
+        self.deadline(tuning)
     }
 
     fn is_due(&self, tuning: &Tuning, now: u64, hurry: bool) -> bool {
@@ -276,6 +294,9 @@ impl Sender {
             body_len: 0,
             stamp_ns: now,
         };
+        if self.sent == self.received {
+            self.quiet_since = now;
+        }
         std::mem::swap(&mut self.frame, &mut self.flight);
         self.frame.clear();
         self.full = false;
@@ -337,6 +358,10 @@ impl Sender {
         // A peer can be quicker than the completion of the send.
         if !(self.received..=self.sent + in_kernel).contains(&received) {
             return Err(BadAck);
+        }
+        if received > self.received {
+            self.quiet_for = now.saturating_sub(self.quiet_since);
+            self.quiet_since = now;
         }
         self.received = received;
         let replayed = record.replayed.0.wrapping_sub(self.offset);
@@ -409,22 +434,23 @@ impl Sender {
         self.queue.ask_kick(self.gathered + ahead)
     }
 
-    /// How many more appends may come before the daemon wants to know: none while it has no batch
-    /// whose time runs, else about as many as fill the batch; half of what the ring takes where batches
-    /// come one after the other.
+    /// How many more appends may come before the one that the daemon wants to know of: none while it has no batch
+    /// whose time runs, else about as many as leave the next to fill the batch, or the frame where batches come
+    /// one after the other.
     fn kick_after(&self, tuning: &Tuning) -> u64 {
-        let count = self.frame.count() as usize;
-        let room = self.queue.used() + u64::from(self.queue.size()) - self.gathered;
-        if self.streaming.is_some() {
-            return room / 2;
-        }
-        if count == 0 {
+        let streams = self.streaming.is_some();
+        let like = if streams { &self.flight } else { &self.frame };
+        let Some(mean) = like.len().checked_div(like.count() as usize) else {
             return 0;
-        }
-        let target = (tuning.batch_bytes as usize).min(FRAME_BYTES);
-        let mean = (self.frame.len() / count).max(1);
-        let more = target.saturating_sub(self.frame.len()) / mean;
-        (more as u64).min(room / 2)
+        };
+        let fit = |target: usize| (target.saturating_sub(self.frame.len()) / mean.max(1)) as u64;
+        let more = if streams {
+            fit(FRAME_BYTES).saturating_sub(1)
+        } else {
+            fit(FRAME_BYTES.min(tuning.batch_bytes as usize))
+        };
+        let room = self.queue.used() + u64::from(self.queue.size()) - self.gathered;
+        more.min(room / 2)
     }
 
     /// The daemon looks by itself again.
@@ -432,4 +458,8 @@ impl Sender {
         self.memory.control().doorbell().wake();
         self.queue.ask_no_kick();
     }
+}
+
+fn batch_ns(tuning: &Tuning) -> u64 {
+    u64::from(tuning.batch_us) * 1000
 }

@@ -26,6 +26,7 @@ struct Kernel {
     closed: bool,
     entered: u64,
     slept: u64,
+    last_sleep: Option<Wait>,
     provides: bool,
 }
 
@@ -94,6 +95,12 @@ impl Simulated {
     pub fn entered(&self) -> (u64, u64) {
         let kernel = self.kernel();
         (kernel.entered, kernel.slept)
+    }
+
+    /// How the engine slept the last time.
+    #[must_use]
+    pub fn last_sleep(&self) -> Option<Wait> {
+        self.kernel().last_sleep
     }
 
     /// The words whose change is waited for.
@@ -275,6 +282,7 @@ impl Ring for Simulated {
         kernel.advance();
         if kernel.completions.is_empty() && wait != Wait::No {
             kernel.slept += 1;
+            kernel.last_sleep = Some(wait);
         }
         Ok(())
     }

@@ -317,6 +317,35 @@ fn while_batches_are_full_appends_wait_for_the_batch_time_at_most() {
     assert!(!carry(&mut primary, &mut backup).is_empty());
 }
 
+#[test]
+fn a_batch_needs_no_timer_while_acknowledgements_are_on_their_way() {
+    let batch_ns = u64::from(Tuning::default().batch_us) * 1000;
+    let (mut primary, mut backup) = pair(true);
+    let frame_and_batch = |primary: &mut Side| {
+        primary.session.producer.append_urgent(b"frame").unwrap();
+        primary.settle();
+        primary.session.producer.append(b"batch").unwrap();
+        primary.settle();
+    };
+    // Nobody knows yet how long an acknowledgement takes.
+    frame_and_batch(&mut primary);
+    assert_eq!(primary.kernel.last_sleep(), Some(Wait::AtMost(batch_ns)));
+    pass(batch_ns / 2);
+    carry(&mut primary, &mut backup);
+    pass(batch_ns);
+    carry(&mut primary, &mut backup);
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(2));
+    // They come promptly: the batch leaves with the next one.
+    frame_and_batch(&mut primary);
+    assert_eq!(primary.kernel.last_sleep(), Some(Wait::ForAnswer));
+    pass(10 * batch_ns);
+    carry(&mut primary, &mut backup);
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(4));
+    // That one was late.
+    frame_and_batch(&mut primary);
+    assert_eq!(primary.kernel.last_sleep(), Some(Wait::AtMost(batch_ns)));
+}
+
 /// However the kernel cuts the stream, the log is the same, with provided stretches and without.
 #[test]
 fn short_sends_of_any_length_change_nothing() {
