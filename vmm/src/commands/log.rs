@@ -237,7 +237,7 @@ fn diff(left: &RecordingReader, right: &RecordingReader) -> Outcome {
         each_entry(reader, |_, entry| {
             let mut bytes = Vec::new();
             entry.encode(&mut bytes);
-            lines.push((crc(&bytes), line(entry)));
+            lines.push((format::crc32c(&bytes), line(entry)));
             Ok(())
         })?;
         Ok(lines)
@@ -255,8 +255,4 @@ fn diff(left: &RecordingReader, right: &RecordingReader) -> Outcome {
         }
     }
     Ok(ExitCode::from(1))
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    format::crc32c(bytes)
 }

@@ -21,6 +21,7 @@ mod event;
 mod follow;
 mod idle;
 mod lead;
+mod limits;
 mod pair;
 mod probes;
 mod settings;
