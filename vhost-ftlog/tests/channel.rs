@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use format::{FrameFlags, Seq};
 use rig::{Rig, bytes_of, drain_until};
+use rustix::process::{Signal, getpgid, getsid, kill_process};
 use vhost_ftlog::config_space::{AckMode, Tuning};
+use vhost_ftlog::frontend::ChannelEvent;
+use vhost_ftlog::notice::Notice;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -152,6 +155,36 @@ fn after_close_nothing_is_acknowledged() {
             .unwrap()
     );
     assert_eq!(backup.session.consumer.committed().1, fixed);
+}
+
+#[test]
+fn a_daemon_that_is_asked_to_end_drains_first() {
+    let rig = Rig::new("drain");
+    let (mut primary, backup) = rig.pair();
+    let pid = rig.daemon("primary");
+    for i in 0..1000 {
+        let bytes = bytes_of(i, 100);
+        primary.session.producer.append(&bytes).unwrap().unwrap();
+    }
+    kill_process(pid, Signal::TERM).unwrap();
+    primary.wait_for("drained", |event| {
+        *event == ChannelEvent::Notice(Notice::Drained)
+    });
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(1000));
+    assert_eq!(backup.session.consumer.committed().1, Seq(1000));
+}
+
+/// Ctrl-C and the end of the VMM's process group reach the VMM alone.
+#[test]
+fn a_daemon_has_a_session_of_its_own() {
+    let rig = Rig::new("group");
+    let (_primary, _backup) = rig.pair();
+    for name in ["primary", "backup"] {
+        let pid = rig.daemon(name);
+        assert_eq!(getsid(Some(pid)).unwrap(), pid);
+        assert_eq!(getpgid(Some(pid)).unwrap(), pid);
+        assert_ne!(getsid(None).unwrap(), pid);
+    }
 }
 
 #[test]

@@ -226,7 +226,7 @@ fn serve(world: &World, socket: UnixStream) {
     let bulk = Arc::new(BulkStreams::default());
     let key = Key::new(vec![9; 32]).expect("long enough");
     let peers = Peers::new(world.engine.clone(), key, SocketOptions::default(), true, Arc::clone(&bulk));
-    let control = Control::new(world.engine.clone(), peers, bulk, Tuning::default());
+    let control = Control::new(world.engine.clone(), peers, bulk);
     let mut handler = BackendReqHandler::from_stream(socket, Arc::new(Mutex::new(control)));
     loop {
         match handler.handle_request() {

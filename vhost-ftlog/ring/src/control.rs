@@ -98,7 +98,7 @@ pub struct Producer {
     pub base_seq: AtomicU64,
     /// Grows while the VMM's event loop runs.
     pub progress: AtomicU64,
-    /// The daemon wakes the futex [`Sender::space`] once used reaches this position.
+    /// The daemon wakes the futex [`Sender::space`] once every append below this sequence number is used.
     pub space_wanted: AtomicU64,
 }
 

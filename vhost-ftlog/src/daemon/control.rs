@@ -68,20 +68,18 @@ pub struct Control {
     peers: Peers,
     bulk: Arc<BulkStreams>,
     features: u64,
-    tuning: Tuning,
     memory: Option<Arc<DeviceMemory>>,
     vrings: [Vring; QUEUES],
 }
 
 impl Control {
     /// The state of a VMM that has told nothing yet.
-    pub fn new(engine: EngineHandle, peers: Peers, bulk: Arc<BulkStreams>, tuning: Tuning) -> Self {
+    pub fn new(engine: EngineHandle, peers: Peers, bulk: Arc<BulkStreams>) -> Self {
         Self {
             engine,
             peers,
             bulk,
             features: 0,
-            tuning,
             memory: None,
             vrings: Default::default(),
         }
@@ -347,9 +345,9 @@ impl VhostUserBackendReqHandlerMut for Control {
         let mut put = |at: u32, bytes: &[u8]| {
             space[at as usize..][..bytes.len()].copy_from_slice(bytes);
         };
-        let status = settle(self.engine.ask(Command::Status))?;
+        let (status, tuning) = settle(self.engine.ask(Command::Status))?;
         put(IDENTITY_AT, &Identity::default().encode());
-        put(TUNING_AT, &self.tuning.encode());
+        put(TUNING_AT, &tuning.encode());
         put(STATUS_AT, &status.encode());
         let start = usize::try_from(offset).map_err(|_| Error::InvalidParam)?;
         let end = start
@@ -364,8 +362,8 @@ impl VhostUserBackendReqHandlerMut for Control {
     fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
         match offset {
             TUNING_AT => {
-                self.tuning = Tuning::decode(bytes).map_err(invalid)?;
-                settle(self.engine.tell(Command::Tune(self.tuning)))
+                let tuning = Tuning::decode(bytes).map_err(invalid)?;
+                settle(self.engine.tell(Command::Tune(tuning)))
             }
             COMMAND_AT => self.command(bytes),
             _ => Err(Error::InvalidParam),

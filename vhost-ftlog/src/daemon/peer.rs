@@ -185,8 +185,9 @@ impl Peers {
             return;
         }
         spawn("ftlog-handshake", move || {
+            let _span = tracing::info_span!("answer", %from).entered();
             if let Err(error) = answer(&shared, stream) {
-                tracing::warn!(%from, error = &error as &dyn std::error::Error, "handshake");
+                tracing::warn!(error = &error as &dyn std::error::Error, "handshake");
             }
             shared.handshakes.fetch_sub(1, Ordering::Relaxed);
         });
@@ -352,12 +353,14 @@ fn tell(engine: &EngineHandle, command: Command) {
 
 /// Dials for one session until it is over.
 fn dial_session(shared: &Shared, dialer: &Dialer, address: SocketAddr) {
+    let session = dialer.params.session;
+    let _span = tracing::info_span!("dial", %session, %address).entered();
     let mut pause = FIRST_PAUSE;
     while dialer.wait_until_wanted() {
         match dial_log(shared, dialer, address) {
             Ok(()) => pause = FIRST_PAUSE,
             Err(error) => {
-                tracing::debug!(%address, error = &error as &dyn std::error::Error, "dial");
+                tracing::debug!(error = &error as &dyn std::error::Error, "dial");
                 dialer.turn(DialState::Connected, DialState::Wanted);
                 dialer.pause(pause);
                 pause = (2 * pause).min(LAST_PAUSE);
@@ -399,6 +402,7 @@ fn dial_log(shared: &Shared, dialer: &Dialer, address: SocketAddr) -> Result<(),
 
 /// Dials a bulk stream until it is there, nobody wants it any more, or it has taken too long.
 fn dial_bulk(shared: &Shared, session: &Weak<Dialer>, address: SocketAddr, id: BulkId) {
+    let _span = tracing::info_span!("dial_bulk", %address).entered();
     let until = Instant::now() + BULK_LIMIT;
     let mut pause = FIRST_PAUSE;
     while let Some(dialer) = session.upgrade() {
@@ -408,7 +412,7 @@ fn dial_bulk(shared: &Shared, session: &Weak<Dialer>, address: SocketAddr, id: B
         match dial_one_bulk(shared, &dialer.params, address, id) {
             Ok(()) => return,
             Err(error) => {
-                tracing::debug!(%address, error = &error as &dyn std::error::Error, "dial bulk");
+                tracing::debug!(error = &error as &dyn std::error::Error, "dial bulk");
             }
         }
         dialer.pause(pause);

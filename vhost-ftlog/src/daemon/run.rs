@@ -132,7 +132,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
     let has_vmm = Arc::new(AtomicBool::new(false));
     let had_vmm = Arc::new(AtomicBool::new(false));
     let connected = [&has_vmm, &had_vmm];
-    serve_vmm(vmm_listener, &engine, &peers, &bulk, tuning, connected)?;
+    serve_vmm(vmm_listener, &engine, &peers, &bulk, connected)?;
     watch_signals(&wake)?;
     if options.announce {
         announce(address);
@@ -259,7 +259,6 @@ fn serve_vmm(
     engine: &EngineHandle,
     peers: &Peers,
     bulk: &Arc<BulkStreams>,
-    tuning: Tuning,
     [has_vmm, had_vmm]: [&Arc<AtomicBool>; 2],
 ) -> Result<(), RunError> {
     let (engine, peers) = (engine.clone(), peers.clone());
@@ -269,7 +268,7 @@ fn serve_vmm(
             let Ok(stream) = stream else { continue };
             has_vmm.store(true, Ordering::Release);
             had_vmm.store(true, Ordering::Release);
-            let control = Control::new(engine.clone(), peers.clone(), Arc::clone(&bulk), tuning);
+            let control = Control::new(engine.clone(), peers.clone(), Arc::clone(&bulk));
             serve_one(stream, control);
             has_vmm.store(false, Ordering::Release);
             if engine.tell(Command::FrontendGone).is_err() {
@@ -280,6 +279,7 @@ fn serve_vmm(
 }
 
 fn serve_one(stream: UnixStream, control: Control) {
+    let _span = tracing::info_span!("vmm").entered();
     tracing::info!("a VMM has connected");
     let mut handler = BackendReqHandler::from_stream(stream, Arc::new(Mutex::new(control)));
     loop {

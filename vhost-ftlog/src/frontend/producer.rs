@@ -253,7 +253,8 @@ impl LogProducer {
         let word = &control.sender.space;
         let seen = word.load(Ordering::Acquire);
         let wanted = &control.producer.space_wanted;
-        wanted.store(self.released + 1, Ordering::Relaxed);
+        let next_release = self.memory.first.0 + self.released + 1;
+        wanted.store(next_release, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if self.memory.log.used()? <= self.released {
             let limit = rustix::time::Timespec {

@@ -12,6 +12,7 @@ use ring::{
 use super::owner::OwnerWord;
 use super::wake::Event;
 use super::{Acks, Error, LogConsumer, LogProducer};
+use crate::config_space::QUEUES;
 
 /// The parts of an open session.
 #[derive(Debug)]
@@ -132,6 +133,18 @@ impl SessionMemory {
     pub(super) fn used(&self) -> Result<(u64, Seq), Error> {
         let used = self.log.used()?;
         Ok((used, Seq(self.first.0 + used)))
+    }
+
+    /// Where the queues go on (log, delivery, event), for a daemon that has let go of them or is a new one.
+    pub(crate) fn bases(&self) -> Result<[u16; QUEUES], Error> {
+        let (used, seq) = self.used()?;
+        let base_seq = &self.control().producer.base_seq;
+        base_seq.store(seq.0, Ordering::Release);
+        let mut events = self
+            .events
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok([used as u16, 0, events.refresh()? as u16])
     }
 
     /// The parts of the session.

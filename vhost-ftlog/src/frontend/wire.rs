@@ -166,41 +166,18 @@ impl Wire {
         self.frontend
             .set_mem_table(&[region])
             .map_err(vhost("SET_MEM_TABLE"))?;
-        let (used, seq) = memory.used()?;
-        memory
-            .control()
-            .producer
-            .base_seq
-            .store(seq.0, std::sync::atomic::Ordering::Release);
         let layout = &memory.layout;
-        self.start(
-            QUEUE_LOG,
-            &layout.log_ring,
-            base,
-            used as u16,
-            &memory.log_events,
-        )?;
+        let [log, delivery, event] = memory.bases()?;
+        let (logs, deliveries) = (&memory.log_events, &memory.delivery_events);
+        self.start(QUEUE_LOG, &layout.log_ring, base, log, logs)?;
         self.start(
             QUEUE_DELIVERY,
             &layout.delivery_ring,
             base,
-            0,
-            &memory.delivery_events,
+            delivery,
+            deliveries,
         )?;
-        let events_used = {
-            let mut events = memory
-                .events
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            events.refresh()?
-        };
-        self.start(
-            QUEUE_EVENT,
-            &layout.event_ring,
-            base,
-            events_used as u16,
-            event_queue,
-        )
+        self.start(QUEUE_EVENT, &layout.event_ring, base, event, event_queue)
     }
 
     fn start(

@@ -26,7 +26,10 @@ impl Session {
     }
 
     /// An operator's limits: of the primary, which tells its backup.
-    pub(super) fn take_operators_limits(&mut self, change: &LimitsChange) -> Result<Limits, Refused> {
+    pub(super) fn take_operators_limits(
+        &mut self,
+        change: &LimitsChange,
+    ) -> Result<Limits, Refused> {
         if !self.leader.is_live() {
             return Err(Refused::conflict(
                 "no VM runs on this host whose limits could be changed",

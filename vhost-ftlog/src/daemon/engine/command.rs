@@ -97,8 +97,8 @@ pub enum Command {
     PeerVmmDead(SessionParamsOf),
     /// What is measured.
     Snapshot(Reply<Box<Snapshot>>),
-    /// The state of the session.
-    Status(Reply<Status>),
+    /// The state of the session, and the limits in force.
+    Status(Reply<(Status, Tuning)>),
     /// Tick this page of `ftprobe` too.
     Beat(Page<DaemonPage>),
     /// Acknowledge what is published, then end (SIGTERM).

@@ -64,12 +64,14 @@ impl<R: Ring> Engine<R> {
     }
 
     pub(super) fn frame_sent(&mut self, result: i32) {
-        if self.link.is_none() {
+        let Some(link) = &self.link else {
             return;
-        }
+        };
         let Ok(sent) = usize::try_from(result) else {
             // The receive that is under way ends too, after it has handed over the records that are
-            // still there: what the peer acknowledged, or that its VMM is dead.
+            // still there: what the peer acknowledged, or that its VMM is dead. Where the connection itself
+            // is whole (no memory, say) the peer sees its end by this.
+            let _ = link.socket.shutdown(Shutdown::Write);
             return;
         };
         let now = (self.config.clock)();

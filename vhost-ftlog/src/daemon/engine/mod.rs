@@ -99,6 +99,8 @@ pub struct Engine<R> {
     notices: Notices,
 
     params: Option<SessionParams>,
+    /// The session, in what is logged.
+    span: tracing::Span,
     link: Option<Link>,
     generation: u64,
     /// The VMM was told that the peer's is dead.
@@ -146,6 +148,7 @@ impl<R: Ring> Engine<R> {
             receiver: None,
             notices: Notices::default(),
             params: None,
+            span: tracing::Span::none(),
             link: None,
             generation: 0,
             peer_vmm_dead: false,
@@ -214,7 +217,7 @@ impl<R: Ring> Engine<R> {
             sender.look_at_flush();
             sender.gather(self.now)?;
         }
-        if self.role() == Some(Role::Sender) && self.link.is_some() {
+        if self.is_sending() {
             self.send_frame();
         }
         if self.notices.is_waiting() && self.notices.flush()? {
@@ -268,6 +271,11 @@ impl<R: Ring> Engine<R> {
         }
     }
 
+    /// Whether there is a connection for the log of the VMM here.
+    fn is_sending(&self) -> bool {
+        self.role() == Some(Role::Sender) && self.link.is_some()
+    }
+
     fn waits_for_peer(&self) -> bool {
         self.role() == Some(Role::Sender) && self.sender.as_ref().is_some_and(Sender::output_waits)
     }
@@ -275,9 +283,10 @@ impl<R: Ring> Engine<R> {
     fn sleep(&mut self) -> std::io::Result<()> {
         let mut stay_awake = self.notices.is_waiting() && self.notices_can_go();
         let connected = self.link.is_some();
+        let is_sending = self.is_sending();
         let mut broken = false;
         if let Some(sender) = &mut self.sender {
-            match sender.fall_asleep(&self.tuning, self.now, connected) {
+            match sender.fall_asleep(&self.tuning, self.now, is_sending) {
                 Ok(more) => stay_awake |= more,
                 Err(_) => broken = true,
             }
@@ -317,8 +326,8 @@ impl<R: Ring> Engine<R> {
         let batch = self
             .sender
             .as_ref()
-            .filter(|_| self.link.is_some())
-            .and_then(|sender| sender.timer(&self.tuning));
+            .filter(|_| self.is_sending())
+            .and_then(|sender| sender.timer(&self.tuning, self.now));
         match batch {
             Some(deadline) => Wait::AtMost(deadline.saturating_sub(self.now)),
             None if self.memory.is_some() => Wait::ForAnswer,
@@ -380,7 +389,7 @@ impl<R: Ring> Engine<R> {
     }
 
     fn notify(&mut self, notice: Notice) {
-        tracing::info!(?notice, "notice");
+        self.span.in_scope(|| tracing::info!(?notice, "notice"));
         self.notices.push(notice, &mut self.stats);
     }
 

@@ -12,7 +12,7 @@ use super::receiver::Receiver;
 use super::ring_io::{Ring, Slot};
 use super::sender::Sender;
 use super::{Engine, Notices};
-use crate::config_space::{QUEUE_DELIVERY, QUEUE_EVENT, QUEUE_LOG, Role, SessionParams};
+use crate::config_space::{QUEUE_DELIVERY, QUEUE_EVENT, QUEUE_LOG, Role, SessionParams, Tuning};
 use crate::daemon::memory::DeviceMemory;
 use crate::notice::{LostReason, Notice};
 
@@ -51,7 +51,7 @@ impl<R: Ring> Engine<R> {
                 self.close();
                 let _ = reply.send(());
             }
-            Command::Tune(tuning) => self.tuning = tuning,
+            Command::Tune(tuning) => self.tune(tuning),
             Command::Prepare(purpose, of, reply) => {
                 let _ = reply.send(self.prepare(purpose, of));
             }
@@ -69,7 +69,7 @@ impl<R: Ring> Engine<R> {
                 let _ = reply.send(Box::new(self.snapshot()));
             }
             Command::Status(reply) => {
-                let _ = reply.send(self.status());
+                let _ = reply.send((self.status(), self.tuning));
             }
             Command::Beat(page) => self.beat = Some(page),
             Command::Drain => self.drain(),
@@ -213,6 +213,17 @@ impl<R: Ring> Engine<R> {
         self.params.map(|params| params.role)
     }
 
+    /// New limits. What another mode counts as acknowledged already is told at once.
+    fn tune(&mut self, tuning: Tuning) {
+        self.tuning = tuning;
+        if self.is_sending()
+            && let Some(sender) = &mut self.sender
+        {
+            let acked = sender.give_back(tuning.ack_mode, self.now, &mut self.stats);
+            self.tell_vmm(acked);
+        }
+    }
+
     fn open(&mut self, params: SessionParams) -> Result<(), Refused> {
         if self.draining {
             return Err(Refused::State("the daemon is about to end"));
@@ -225,6 +236,8 @@ impl<R: Ring> Engine<R> {
         }
         self.generation += 1;
         self.params = Some(params);
+        let (session, epoch) = (params.session, params.epoch.0);
+        self.span = tracing::info_span!("session", %session, epoch, role = ?params.role);
         self.peer_vmm_dead = false;
         self.report(Report::Opened(params));
         Ok(())
@@ -340,7 +353,9 @@ impl<R: Ring> Engine<R> {
             tracing::warn!("gave up: not all that was published is acknowledged");
         }
         if self.draining {
-            self.notify(Notice::Drained);
+            if done {
+                self.notify(Notice::Drained);
+            }
             if self.notices.flush().is_ok_and(|call| call) {
                 self.io.call(Slot::EventCall);
             }

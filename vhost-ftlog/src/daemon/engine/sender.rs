@@ -139,11 +139,11 @@ impl Sender {
     /// Checks that a replica which expects `next` can be served.
     ///
     /// # Errors
-    /// [`BadAck`] where it lacks what counts as acknowledged, or has what was never sent.
+    /// [`BadAck`] where it lacks what it has acknowledged, or has what was never sent.
     pub(super) fn can_resume(&mut self, next: Seq) -> Result<(), BadAck> {
         let available = self.queue.available().map_err(|_| BadAck)?;
         let position = next.0.wrapping_sub(self.offset);
-        if (self.queue.used()..=available).contains(&position) {
+        if (self.received..=available).contains(&position) {
             Ok(())
         } else {
             Err(BadAck)
@@ -155,7 +155,7 @@ impl Sender {
         let position = next.0.wrapping_sub(self.offset);
         self.sent = position;
         self.gathered = position;
-        self.received = self.received.max(position);
+        self.received = position;
         self.frame.clear();
         self.full = false;
         self.streaming = None;
@@ -189,11 +189,6 @@ impl Sender {
     /// Whether an `Output` waits for an acknowledgement.
     pub(super) fn output_waits(&self) -> bool {
         self.flush > self.seq(self.queue.used()) && self.flush <= self.seq(self.queue.seen())
-    }
-
-    /// Whether a message is with the kernel.
-    pub(super) fn in_flight(&self) -> bool {
-        self.in_flight
     }
 
     /// Gathers what is published into the frame.
@@ -242,14 +237,20 @@ impl Sender {
     }
 
     /// When to look again although nothing has come, in ns. While frames are on the way to a peer that answers
-    /// promptly its acknowledgement is the clock, and a batch whose time comes meanwhile leaves with it: a sleep
-    /// with a limit sets and clears a timer, which takes 25 µs where a hypervisor has to be asked for it.
-    pub(super) fn timer(&self, tuning: &Tuning) -> Option<u64> {
-        let is_on_the_way = self.sent > self.received && self.quiet_for <= 2 * batch_ns(tuning);
-        if self.in_flight || is_on_the_way {
+    /// promptly its acknowledgement is the clock, and a batch whose time comes meanwhile leaves with it, or with
+    /// the tick where the peer falls silent: a sleep with a limit sets and clears a timer, which takes longer than
+    /// all else that a batch costs where a hypervisor has to be asked for it.
+    pub(super) fn timer(&self, tuning: &Tuning, now: u64) -> Option<u64> {
+        if self.in_flight || (self.sent > self.received && self.is_prompt(tuning, now)) {
             return None;
         }
         self.deadline(tuning)
+    }
+
+    /// Whether the peer answered the last time, and can still answer now, within twice the time of a batch.
+    fn is_prompt(&self, tuning: &Tuning, now: u64) -> bool {
+        let quiet = now.saturating_sub(self.quiet_since);
+        self.quiet_for.max(quiet) <= 2 * batch_ns(tuning)
     }
 
     fn is_due(&self, tuning: &Tuning, now: u64, hurry: bool) -> bool {
@@ -396,7 +397,7 @@ impl Sender {
         self.times.acknowledged(self.seq(upto), now, stats);
         words.used_ns.store(now, Ordering::Relaxed);
         let call = self.queue.use_up_to(upto, 0);
-        let wake_space = control.producer.space_wanted.load(Ordering::Relaxed) <= upto;
+        let wake_space = control.producer.space_wanted.load(Ordering::Relaxed) <= self.seq(upto);
         Acked { call, wake_space }
     }
 
@@ -415,9 +416,9 @@ impl Sender {
         &mut self,
         tuning: &Tuning,
         now: u64,
-        connected: bool,
+        is_sending: bool,
     ) -> Result<bool, Error> {
-        if !connected || self.in_flight || self.full {
+        if !is_sending || self.in_flight || self.full {
             // Nothing could be sent: the completion or the connection wakes us.
             self.queue.ask_no_kick();
             return Ok(false);

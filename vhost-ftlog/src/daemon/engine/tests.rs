@@ -12,7 +12,7 @@ use ring::{ArenaConfig, Owner, VringLayout};
 use super::ring_io::Slot;
 use super::simulated::Simulated;
 use super::*;
-use crate::config_space::{QUEUE_DELIVERY, QUEUE_EVENT, QUEUE_LOG, Reach};
+use crate::config_space::{AckMode, QUEUE_DELIVERY, QUEUE_EVENT, QUEUE_LOG, Reach};
 use crate::daemon::memory::Region;
 use crate::frontend::{Session, SessionMemory};
 use crate::handshake::{Purpose, Refusal};
@@ -47,15 +47,7 @@ struct Side {
 impl Side {
     fn new(role: Role, provides: bool) -> Self {
         let kernel = Simulated::new(provides);
-        let (handle, inbox, doorbell) = EngineHandle::new().unwrap();
-        let (report, reports) = mpsc::channel();
-        let config = EngineConfig {
-            linger_ns: 1_000_000_000,
-            yield_in_spin: false,
-            yield_to_called: false,
-            clock: now,
-        };
-        let engine = Engine::new(kernel.clone(), config, inbox, doorbell, report).unwrap();
+        let (engine, handle, reports) = data_thread(&kernel);
         let (memory, session) = SessionMemory::without_daemon(ARENA, Seq(0));
         let mut this = Self {
             engine,
@@ -68,6 +60,12 @@ impl Side {
         };
         this.attach();
         this
+    }
+
+    /// Another daemon goes on from the rings.
+    fn restart(&mut self) {
+        (self.engine, self.handle, self.reports) = data_thread(&self.kernel);
+        self.attach();
     }
 
     fn ask<T>(&mut self, command: impl FnOnce(command::Reply<T>) -> Command) -> T {
@@ -113,12 +111,13 @@ impl Side {
         let memory = Arc::new(DeviceMemory::new(region, file.into()).unwrap());
         let ours = Arc::clone(&memory);
         self.ask(|reply| Command::SetMemory(ours, reply)).unwrap();
+        let bases = self.memory.bases().unwrap();
         for (index, ring) in [
             (QUEUE_LOG, layout.log_ring),
             (QUEUE_DELIVERY, layout.delivery_ring),
             (QUEUE_EVENT, layout.event_ring),
         ] {
-            let setup = Box::new(queue(index, ring, &memory));
+            let setup = Box::new(queue(index, ring, bases[index], &memory));
             self.ask(|reply| Command::StartQueue(setup, reply)).unwrap();
         }
         let params = self.params();
@@ -150,7 +149,20 @@ impl Side {
     }
 }
 
-fn queue(index: usize, layout: VringLayout, memory: &Arc<DeviceMemory>) -> QueueSetup {
+fn data_thread(kernel: &Simulated) -> (Engine<Simulated>, EngineHandle, mpsc::Receiver<Report>) {
+    let (handle, inbox, doorbell) = EngineHandle::new().unwrap();
+    let (report, reports) = mpsc::channel();
+    let config = EngineConfig {
+        linger_ns: 1_000_000_000,
+        yield_in_spin: false,
+        yield_to_called: false,
+        clock: now,
+    };
+    let engine = Engine::new(kernel.clone(), config, inbox, doorbell, report).unwrap();
+    (engine, handle, reports)
+}
+
+fn queue(index: usize, layout: VringLayout, base: u16, memory: &Arc<DeviceMemory>) -> QueueSetup {
     let event = || {
         let flags = rustix::event::EventfdFlags::CLOEXEC;
         Some(rustix::event::eventfd(0, flags).unwrap())
@@ -159,7 +171,7 @@ fn queue(index: usize, layout: VringLayout, memory: &Arc<DeviceMemory>) -> Queue
         index,
         memory: Arc::clone(memory),
         layout,
-        base: 0,
+        base,
         in_order: true,
         kick: event(),
         call: event(),
@@ -344,6 +356,118 @@ fn a_batch_needs_no_timer_while_acknowledgements_are_on_their_way() {
     // That one was late.
     frame_and_batch(&mut primary);
     assert_eq!(primary.kernel.last_sleep(), Some(Wait::AtMost(batch_ns)));
+}
+
+#[test]
+fn a_peer_that_falls_silent_holds_no_batch_back() {
+    let batch_ns = u64::from(Tuning::default().batch_us) * 1000;
+    let (mut primary, mut backup) = pair(true);
+    primary.session.producer.append_urgent(b"prompt").unwrap();
+    carry(&mut primary, &mut backup);
+    primary
+        .session
+        .producer
+        .append_urgent(b"on its way")
+        .unwrap();
+    primary.settle();
+    let mut sent = primary.kernel.take_sent();
+    pass(3 * batch_ns);
+    primary.session.producer.append(b"batch").unwrap();
+    primary.settle();
+    assert_eq!(primary.kernel.last_sleep(), Some(Wait::AtMost(batch_ns)));
+    pass(batch_ns);
+    primary.settle();
+    sent.extend(primary.kernel.take_sent());
+    backup.kernel.arrive(&sent);
+    carry(&mut primary, &mut backup);
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(3));
+}
+
+#[test]
+fn batches_that_follow_one_another_need_a_kick_for_each_frame() {
+    let tuning = Tuning::default();
+    let append = vec![7; tuning.batch_bytes as usize];
+    let (mut primary, mut backup) = pair(true);
+    primary.session.producer.append(&append).unwrap();
+    carry(&mut primary, &mut backup);
+    let sender = primary.engine.sender.as_mut().unwrap();
+    assert!(!sender.fall_asleep(&tuning, now(), true).unwrap());
+    let before = primary.session.producer.stats().kicks;
+    let per_frame = frame::FRAME_BYTES / append.len();
+    for _ in 0..per_frame - 1 {
+        primary.session.producer.append(&append).unwrap();
+    }
+    assert_eq!(primary.session.producer.stats().kicks, before);
+    primary.session.producer.append(&append).unwrap();
+    assert_eq!(primary.session.producer.stats().kicks, before + 1);
+}
+
+#[test]
+fn a_new_mode_of_acknowledgement_is_told_at_once() {
+    let (mut primary, mut backup) = pair(true);
+    let replayed = Tuning {
+        ack_mode: AckMode::Replayed,
+        ..Tuning::default()
+    };
+    primary.tell(Command::Tune(replayed));
+    primary.session.producer.append_urgent(b"received").unwrap();
+    carry(&mut primary, &mut backup);
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(0));
+    primary.tell(Command::Tune(Tuning::default()));
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(1));
+}
+
+/// R10 of another host's daemon: a peer that has less than it once acknowledged has lost its state.
+#[test]
+fn a_peer_that_lost_what_it_acknowledged_is_refused() {
+    let (mut primary, mut backup) = pair(true);
+    let replayed = Tuning {
+        ack_mode: AckMode::Replayed,
+        ..Tuning::default()
+    };
+    primary.tell(Command::Tune(replayed));
+    primary.session.producer.append_urgent(b"received").unwrap();
+    carry(&mut primary, &mut backup);
+    let sender = primary.engine.sender.as_mut().unwrap();
+    assert!(sender.can_resume(Seq(1)).is_ok());
+    assert!(sender.can_resume(Seq(0)).is_err());
+}
+
+/// Positions are told with 16 bits when rings are handed over; numbers are not.
+#[test]
+fn a_restarted_daemon_wakes_a_producer_that_waits_for_space() {
+    let (mut primary, mut backup) = pair(true);
+    for _ in 0..70 {
+        for _ in 0..1000 {
+            primary.session.producer.append(b"small").unwrap().unwrap();
+        }
+        let upto = primary.session.producer.next_seq();
+        primary.session.producer.flush(upto);
+        carry(&mut primary, &mut backup);
+        while backup.session.consumer.next_frame().unwrap().is_some() {}
+        backup.session.consumer.release();
+    }
+    for side in [&mut primary, &mut backup] {
+        side.kernel = Simulated::new(true);
+        side.restart();
+        side.connect(Seq(70_000));
+    }
+    let large = [7; 60_000];
+    while primary.session.producer.append(&large).unwrap().is_some() {}
+    let memory = primary.engine.memory.clone().unwrap();
+    let control = memory.control();
+    // Another thread waits with the producer while this one carries.
+    let (_other, other) = SessionMemory::without_daemon(ARENA, Seq(0));
+    let mut producer = std::mem::replace(&mut primary.session, other).producer;
+    let limit = std::time::Duration::from_secs(60);
+    let waiter = std::thread::spawn(move || producer.wait_space(large.len(), limit).unwrap());
+    while control.producer.space_wanted.load(Ordering::Acquire) == ring::COMMIT_NEVER {
+        std::thread::yield_now();
+    }
+    carry(&mut primary, &mut backup);
+    assert!(waiter.join().unwrap());
+    let woken = control.sender.space.load(Ordering::Relaxed);
+    assert!(woken > 0, "the producer waited for its limit");
 }
 
 /// However the kernel cuts the stream, the log is the same, with provided stretches and without.
