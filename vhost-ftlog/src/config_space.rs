@@ -132,7 +132,8 @@ pub enum AckMode {
 pub struct Tuning {
     /// A batch is sent once it has this many bytes.
     pub batch_bytes: u32,
-    /// A batch is sent once its first append is this old, in microseconds.
+    /// A batch is sent once its first append is this old, in microseconds; where an acknowledgement is on its way,
+    /// with it.
     pub batch_us: u32,
     /// The longest time that one wait spins before it sleeps, in microseconds; 0: never spin.
     pub spin_us: u32,

@@ -55,7 +55,7 @@ pub struct Options {
     /// A batch is sent once it has this many bytes
     #[arg(long, default_value_t = Tuning::default().batch_bytes)]
     pub batch_bytes: u32,
-    /// A batch is sent once its first append is this old
+    /// A batch is sent once its first append is this old, or with the acknowledgement that is then on its way, in us
     #[arg(long, default_value_t = Tuning::default().batch_us)]
     pub batch_us: u32,
     /// The longest time that one wait spins before it sleeps; 0: never spin

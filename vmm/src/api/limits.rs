@@ -43,7 +43,7 @@ pub struct Limits {
     pub held_bytes: u64,
     /// The log is sent once it has this many bytes.
     pub batch_bytes: u32,
-    /// The log is sent once its first entry is this old, in us.
+    /// The log is sent once its first entry is this old, or with the acknowledgement that is then on its way, in us.
     pub batch_us: u32,
     /// The longest time that the channel spins before it sleeps, in us; 0: never.
     pub spin_us: u32,

@@ -125,10 +125,11 @@ impl Backend {
             && !(console && self.console_moved.elapsed() < CONSOLE_PATIENCE)
     }
 
-    /// Submits, and sleeps unless there is a message already.
-    fn sleep(&mut self) -> io::Result<()> {
+    /// Submits, and sleeps unless there is something to do. Who has something to do for it wakes it only where
+    /// `sleeping` is set: all of that is looked at once more when it is.
+    pub(super) fn sleep(&mut self) -> io::Result<()> {
         self.shared.sleeping.store(true, Ordering::SeqCst);
-        let work = self.shared.held.load(Ordering::SeqCst) > self.gate.len();
+        let work = self.shared.queued.load(Ordering::SeqCst) > 0 || self.wants_frames();
         let wait = usize::from(!work && !self.gate.arm() && !self.stopping_now());
         match self.requests.pause() {
             Some(pause) => self.ring.wait_for(wait, pause)?,
@@ -145,42 +146,50 @@ impl Backend {
         self.stopping && self.is_idle()
     }
 
-    fn take_messages(&mut self) -> io::Result<()> {
+    pub(super) fn take_messages(&mut self) -> io::Result<()> {
         loop {
-            match self.receive.try_recv() {
-                Ok(ToIo::Emit(effect, after)) if acts_on_world(&effect) => {
+            let message = match self.receive.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Ok(self.stop()),
+            };
+            self.shared.queued.fetch_sub(1, Ordering::SeqCst);
+            match message {
+                ToIo::Emit(effect, after) if acts_on_world(&effect) => {
                     self.gate.hold(effect, after);
                 }
-                Ok(ToIo::Emit(effect, _)) => {
+                ToIo::Emit(effect, _) => {
                     self.shared.let_go(1, effect_bytes(&effect));
                     self.start(effect)?;
                 }
-                Ok(ToIo::Gate(mode)) => {
+                ToIo::Gate(mode) => {
                     let at = self.gate.set_mode(mode);
                     if let GateMode::Holding(session) = mode {
                         (self.config.deliver)(Delivery::GateHolds(session, at));
                     }
                 }
-                Ok(ToIo::Fold) => self.fold()?,
-                Ok(ToIo::Unquarantine) => self.unquarantine()?,
-                Ok(ToIo::Announce(frame)) if self.gate.is_shut() => drop(frame),
-                Ok(ToIo::Announce(frame)) => self.start(frame)?,
-                Ok(ToIo::Watch(session, acks)) => {
+                ToIo::Fold => self.fold()?,
+                ToIo::Unquarantine => self.unquarantine()?,
+                ToIo::Announce(frame) if self.gate.is_shut() => drop(frame),
+                ToIo::Announce(frame) => self.start(frame)?,
+                ToIo::Watch(session, acks) => {
                     self.gate.watch(session, acks);
                     self.poll_acks()?;
                 }
-                Ok(ToIo::Unwatch) => self.gate.unwatch(),
-                Ok(ToIo::Discard) => {
+                ToIo::Unwatch => self.gate.unwatch(),
+                ToIo::Discard => {
                     let (count, bytes) = self.gate.discard();
                     self.shared.let_go(count, bytes);
                 }
-                Ok(ToIo::Stop) | Err(TryRecvError::Disconnected) => {
-                    self.stopping = true;
-                    self.console_moved = Instant::now();
-                    return Ok(());
-                }
-                Err(TryRecvError::Empty) => return Ok(()),
+                ToIo::Stop => return Ok(self.stop()),
             }
+        }
+    }
+
+    fn stop(&mut self) {
+        if !self.stopping {
+            self.stopping = true;
+            self.console_moved = Instant::now();
         }
     }
 
@@ -268,10 +277,16 @@ impl Backend {
             .push(Tag::Ack(signal), Call::Poll(signal), Buffer::zeroed(0))
     }
 
+    /// Whether frames are to be read and are not.
+    fn wants_frames(&self) -> bool {
+        let room = self.shared.net_waiting.load(Ordering::SeqCst) < MAX_NET_WAITING;
+        room && self.config.tap.is_some() && !self.tap_reading && !self.stopping
+    }
+
     fn read_tap(&mut self) -> io::Result<()> {
-        let room = self.shared.net_waiting.load(Ordering::Acquire) < MAX_NET_WAITING;
+        let wanted = self.wants_frames();
         match &self.config.tap {
-            Some(tap) if room && !self.tap_reading && !self.stopping => {
+            Some(tap) if wanted => {
                 self.tap_reading = true;
                 let call = Call::Read(tap.fd());
                 self.ring

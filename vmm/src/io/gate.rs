@@ -202,10 +202,6 @@ impl Gate {
         (self.gate.discard().len(), bytes)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.gate.len()
-    }
-
     pub(super) fn stats(&self) -> GateStats {
         let oldest = self.gate.oldest(now()).unwrap_or_default();
         GateStats {

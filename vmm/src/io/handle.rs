@@ -95,6 +95,8 @@ pub struct IoHandle {
 pub(super) struct Shared {
     pub(super) wake: EventFd,
     pub(super) sleeping: AtomicBool,
+    /// Messages that were sent and are not taken.
+    pub(super) queued: AtomicUsize,
     /// Effects sent and not yet taken over, plus those that the gate holds.
     pub(super) held: AtomicUsize,
     /// Their bytes.
@@ -112,6 +114,7 @@ impl Shared {
         Ok(Self {
             wake: EventFd::new(EFD_NONBLOCK)?,
             sleeping: AtomicBool::new(false),
+            queued: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             most_held: AtomicUsize::new(limits.count),
@@ -129,6 +132,10 @@ impl Shared {
 }
 
 impl IoHandle {
+    pub(super) const fn new(send: Sender<ToIo>, shared: Arc<Shared>) -> Self {
+        Self { send, shared }
+    }
+
     /// Hands an effect over; it leaves when everything below `after` is acknowledged.
     pub fn emit(&self, effect: Effect, after: Option<Seq>) {
         self.shared.held.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +160,7 @@ impl IoHandle {
 
     /// The vCPU has taken a frame.
     pub fn frame_taken(&self) {
-        if self.shared.net_waiting.fetch_sub(1, Ordering::AcqRel) == MAX_NET_WAITING {
+        if self.shared.net_waiting.fetch_sub(1, Ordering::SeqCst) == MAX_NET_WAITING {
             self.poke();
         }
     }
@@ -211,6 +218,7 @@ impl IoHandle {
     }
 
     fn send(&self, message: ToIo) {
+        self.shared.queued.fetch_add(1, Ordering::SeqCst);
         // The thread ends only after Stop; what comes later has no world to act on.
         let _ = self.send.send(message);
         self.poke();
@@ -249,10 +257,7 @@ impl Drop for IoThread {
 pub fn spawn(config: IoConfig) -> Result<IoThread, IoError> {
     let (send, receive) = channel();
     let shared = Arc::new(Shared::new().map_err(IoError::Thread)?);
-    let handle = IoHandle {
-        send,
-        shared: Arc::clone(&shared),
-    };
+    let handle = IoHandle::new(send, Arc::clone(&shared));
     let (started, outcome) = channel();
     let thread = std::thread::Builder::new()
         .name("io".to_owned())

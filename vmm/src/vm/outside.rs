@@ -123,10 +123,14 @@ impl<K> Inbox<K> {
         }
     }
 
-    fn drain(&mut self) {
+    /// Sorts what has come; true where something has.
+    fn drain(&mut self) -> bool {
+        let mut came = false;
         while let Ok(message) = self.receive.try_recv() {
             self.sort(message);
+            came = true;
         }
+        came
     }
 
     /// The next command.
@@ -302,8 +306,8 @@ impl<K> Outside for Live<K> {
 
     fn wait(&mut self, until: Option<VirtualTime>) {
         self.pulse.resting();
-        self.inbox.drain();
-        if !self.inbox.commands.is_empty() || !self.inbox.others.is_empty() {
+        // What has come since the last look may be what is waited for.
+        if self.inbox.drain() || self.inbox.has_command() || !self.inbox.others.is_empty() {
             return;
         }
         let now = host_ns();
@@ -318,8 +322,8 @@ impl<K> Outside for Live<K> {
     }
 
     fn overdue(&mut self, board: &Board, ram: &GuestRam) -> bool {
-        self.inbox.drain();
         self.pulse.drained();
+        self.inbox.drain();
         let now = self.clock.sample(host_ns());
         board.next_timer().is_some_and(|due| due <= now) || self.ready(board, ram).is_some()
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use ft::GateMode;
 
 use super::super::disk::{Disk, DiskMode};
-use super::super::handle::{IoConfig, Shared};
+use super::super::handle::{IoConfig, IoHandle, Shared};
 use super::super::ring::Ring;
 use super::super::storage::Storage;
 use super::errors::is_transport;
@@ -15,6 +15,11 @@ use super::*;
 
 /// A backend that a test drives, over a disk of ones of which sectors 8 to 15 are in a side file.
 fn backend(dir: &Path) -> (Backend, Receiver<Delivery>) {
+    let (backend, deliveries, _) = backend_and_handle(dir);
+    (backend, deliveries)
+}
+
+fn backend_and_handle(dir: &Path) -> (Backend, Receiver<Delivery>, IoHandle) {
     let path = dir.join("disk.img");
     std::fs::write(&path, vec![1; 64 * 512]).unwrap();
     let wire = serde_json::json!({
@@ -35,8 +40,27 @@ fn backend(dir: &Path) -> (Backend, Receiver<Delivery>) {
         }),
     };
     let shared = Arc::new(Shared::new().unwrap());
-    let backend = Backend::new(config, Ring::new().unwrap(), channel().1, shared);
-    (backend, deliveries)
+    let (send, receive) = channel();
+    let handle = IoHandle::new(send, Arc::clone(&shared));
+    let backend = Backend::new(config, Ring::new().unwrap(), receive, shared);
+    (backend, deliveries, handle)
+}
+
+/// Nobody wakes the thread for what comes just before it says that it sleeps.
+#[test]
+fn a_message_that_comes_while_the_thread_goes_to_sleep_keeps_it_awake() {
+    let (slept, awake) = channel();
+    std::thread::spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut backend, _deliveries, handle) = backend_and_handle(dir.path());
+        backend.take_messages().unwrap();
+        handle.discard_held();
+        backend.sleep().unwrap();
+        slept.send(()).unwrap();
+    });
+    awake
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the thread sleeps for ever");
 }
 
 /// Lets everything end that is under way.
