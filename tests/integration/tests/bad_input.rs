@@ -43,8 +43,10 @@ fn a_guest_that_cannot_be_is_refused_with_the_reason() {
         return;
     }
     boot("/nowhere/vmlinuz", "/nowhere/vmlinuz");
-    boot(&empty, &empty);
-    boot(&foreign, &foreign);
+    let empty_why = format!("{empty}: not a Linux kernel for x86-64: the file is empty");
+    boot(&empty, &empty_why);
+    // This test is a program.
+    boot(&foreign, &format!("{foreign}: no kallsyms token table"));
     let small = [
         "run",
         "--memory",

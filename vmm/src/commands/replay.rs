@@ -10,7 +10,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::Outcome;
-use super::run::{disk, others, tell};
+use super::run::{check_size, disk, others, tell};
 use super::saves;
 use super::signals::stop_on_signal;
 use crate::cli::ReplayOptions;
@@ -66,7 +66,9 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
         None => vm::load_state(&reader.state_path(), &host)?.0,
     };
     let disk = if options.live {
-        disk(&options.vm)?
+        let disk = disk(&options.vm)?;
+        check_size(disk.as_ref(), machine.board())?;
+        disk
     } else {
         None
     };

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use devices::Board;
 use hypervisor::Vcpu;
 use replay::NoLog;
 
@@ -75,6 +76,7 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
     vm.disk = vm.disk.or_else(|| meta.disk_path.clone());
     vm.tap = vm.tap.or_else(|| meta.tap.clone());
     let disk = disk(&vm)?;
+    check_size(disk.as_ref(), machine.board())?;
     check_disk(disk.as_ref(), &meta)?;
     let backends = others(&vm, disk)?;
     let profiling = Profiling::start(options.profile.as_deref(), vm.kernel.as_deref(), || {
@@ -96,7 +98,7 @@ pub fn restore(options: &RestoreOptions) -> Outcome {
 /// A machine from its kernel, or from a snapshot that `disk` belongs to.
 ///
 /// # Errors
-/// It cannot be made, or the disk is not as it was.
+/// It cannot be made, or the disk is not the guest's, or not as it was.
 pub fn boot_or_load(
     vm: &VmOptions,
     snapshot: Option<&Path>,
@@ -107,8 +109,24 @@ pub fn boot_or_load(
         return Ok(vm::boot(vm, host, disk)?);
     };
     let (machine, meta) = vm::load_snapshot(dir, host)?;
+    check_size(disk, machine.board())?;
     check_disk(disk, &meta)?;
     Ok(machine)
+}
+
+/// Refuses a VM whose guest has a disk to go on without one, or with one of another size: all of its requests
+/// would fail, or those behind the image's end.
+///
+/// # Errors
+/// [`DiskError::None`], [`DiskError::OtherSize`].
+pub fn check_size(disk: Option<&Disk>, board: &Board) -> Result<(), DiskError> {
+    match (disk, &board.config().disk) {
+        (Some(disk), Some(guests)) => disk.check_sectors(guests.sectors),
+        (None, Some(guests)) => Err(DiskError::None {
+            expected: guests.sectors,
+        }),
+        (_, None) => Ok(()),
+    }
 }
 
 /// Refuses a disk that has moved on since the snapshot.
@@ -159,4 +177,54 @@ pub fn tell(ended: Ended) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::{BoardConfig, DiskCache, DiskConfig};
+
+    use super::*;
+
+    fn board(sectors: Option<u64>) -> Board {
+        let disk = sectors.map(|sectors| DiskConfig {
+            sectors,
+            identity: "pollux".to_owned(),
+            cache: DiskCache::WriteBack,
+        });
+        Board::new(&BoardConfig {
+            wall_clock_base_s: 0,
+            net: None,
+            disk,
+            entropy: false,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_guest_goes_on_with_a_disk_of_its_size_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let disk = Disk::open(&path, DiskMode::Cached).unwrap();
+        check_size(Some(&disk), &board(Some(8))).unwrap();
+        check_size(None, &board(None)).unwrap();
+        let said = |disk, sectors| {
+            check_size(disk, &board(Some(sectors)))
+                .unwrap_err()
+                .to_string()
+        };
+        let without = said(None, 16);
+        assert!(
+            without.contains("16 sectors") && without.contains("--disk"),
+            "{without}"
+        );
+        for sectors in [7, 9] {
+            let other = said(Some(&disk), sectors);
+            let (found, expected) = ("has 8 sectors", format!("of {sectors} sectors"));
+            assert!(
+                other.contains(found) && other.contains(&expected),
+                "{other}"
+            );
+        }
+    }
 }

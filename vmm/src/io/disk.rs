@@ -59,6 +59,28 @@ pub enum DiskError {
          kernels, some FUSE): put the image on another file system"
     )]
     NoDirect(PathBuf),
+    /// The guest has a disk, and nothing is behind it.
+    #[error(
+        "the guest has a disk of {expected} sectors, and no image was given: give the one that belongs to \
+         this state with --disk"
+    )]
+    None {
+        /// Sectors of the guest's disk.
+        expected: u64,
+    },
+    /// The guest has a disk of another size.
+    #[error(
+        "disk image {path} has {found} sectors, and the guest has a disk of {expected} sectors: give the \
+         image that belongs to this state"
+    )]
+    OtherSize {
+        /// The image.
+        path: PathBuf,
+        /// Sectors of the guest's disk.
+        expected: u64,
+        /// Sectors of the image.
+        found: u64,
+    },
     /// It is not the disk that the saved state belongs to.
     #[error(
         "disk image {path} has moved on since the saved state was taken ({what}): restoring would \
@@ -198,6 +220,22 @@ impl Disk {
         };
         self.file.sync_all().map_err(source)?;
         DiskIdentity::of_path(&self.path, self.sectors())
+    }
+
+    /// Refuses the disk for a guest whose disk has `expected` sectors.
+    ///
+    /// # Errors
+    /// [`DiskError::OtherSize`].
+    pub fn check_sectors(&self, expected: u64) -> Result<(), DiskError> {
+        let found = self.sectors();
+        if found == expected {
+            return Ok(());
+        }
+        Err(DiskError::OtherSize {
+            path: self.path.clone(),
+            expected,
+            found,
+        })
     }
 
     /// Refuses the disk unless it is `expected`.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use integration::{Vm, pollux};
+use integration::{Vm, pollux, stderr};
 
 use crate::scene::{Scene, text};
 
@@ -30,13 +30,11 @@ fn disk_and_tap_of_a_running_vm_are_refused_to_another() {
     };
     let vm = scene.record(&scene.path("recording"), &[]);
     let other = scene.disk("other.img");
-    refused(
-        &scene,
-        &scene.path("recorded.img"),
-        &["--tap", "tap1"],
-        "in use",
-    );
-    refused(&scene, &other, &["--tap", "tap0"], "tap0");
+    let image = scene.path("recorded.img");
+    let in_use = format!("disk image {} is in use by another process", text(&image));
+    refused(&scene, &image, &["--tap", "tap1"], &in_use);
+    let in_use = "TAP tap0 is in use by another process";
+    refused(&scene, &other, &["--tap", "tap0"], in_use);
     Vm::stop(vm);
 }
 
@@ -55,4 +53,36 @@ fn a_disk_that_has_moved_on_is_refused_by_restore_and_record() {
     assert!(!vm.wait().success());
     assert!(vm.said().contains("has moved on"), "{}", vm.said());
     assert!(!out.with_extension("incomplete").exists());
+}
+
+/// Each of its requests would fail, or those behind the image's end.
+#[test]
+fn a_guest_with_a_disk_is_refused_without_one_or_with_one_of_another_size() {
+    let name = "a_guest_with_a_disk_is_refused_without_one_or_with_one_of_another_size";
+    let Some(scene) = Scene::new(name) else {
+        return;
+    };
+    let recording = scene.path("recording");
+    Vm::stop(scene.record(&recording, &[]));
+    let image = scene.disk("image.img");
+    let sectors = fs::metadata(&image).unwrap().len() / 512;
+    let small = scene.path("small.img");
+    fs::write(&small, [0; 4096]).unwrap();
+    let other = format!("has 8 sectors, and the guest has a disk of {sectors} sectors");
+    let none = format!("the guest has a disk of {sectors} sectors, and no image was given");
+
+    refused(&scene, &small, &["--tap", "tap0"], &other);
+    let pollux = |arguments: &[&str], why: &str| {
+        let output = scene.site.output(Command::new(pollux()).args(arguments));
+        let said = stderr(&output);
+        assert!(!output.status.success(), "{arguments:?}: {said}");
+        assert!(said.contains(why), "{arguments:?}: {said}");
+    };
+    let live = ["replay", text(&recording), "--live", "--tap", "tap0"];
+    pollux(&live, &none);
+    pollux(&[&live[..], &["--disk", text(&small)]].concat(), &other);
+    let snapshot = scene.guest.snapshot();
+    let run = ["run", "--tap", "tap0", "--from-snapshot", text(&snapshot)];
+    pollux(&run, &none);
+    pollux(&[&run[..], &["--disk", text(&small)]].concat(), &other);
 }
