@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use hypervisor::Vcpu;
-use replay::RecordingWriter;
+use replay::{RecordingId, RecordingWriter};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::Outcome;
 use super::run::{Clocked, boot_or_load, disk, others, tell};
@@ -23,16 +24,12 @@ pub fn record(options: RecordOptions) -> Outcome {
     let disk = disk(&vm)?;
     let mut machine = boot_or_load(&vm, options.from_snapshot.as_deref(), &host, disk.as_ref())?;
     let backends = others(&vm, disk)?;
-    let writer = RecordingWriter::create(&options.out)?;
+    let writer = RecordingWriter::create(&options.out, new_id()?)?;
     let state = machine
         .save()?
         .expect("a machine that has not run is at rest");
-    vm::write_state(
-        &writer.state_path(),
-        &SnapshotMeta::default(),
-        &state,
-        machine.memory(),
-    )?;
+    let meta = SnapshotMeta::of_recording(Some(writer.id()));
+    vm::write_state(&writer.state_path(), &meta, &state, machine.memory())?;
     drop(state);
     machine.set_dirty_log(true)?;
     let kicker = machine.vcpu().kicker();
@@ -61,6 +58,12 @@ pub fn record(options: RecordOptions) -> Outcome {
         path.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+fn new_id() -> std::io::Result<RecordingId> {
+    let mut id = [0; 16];
+    getrandom(&mut id[..], GetRandomFlags::empty())?;
+    Ok(RecordingId(id))
 }
 
 /// Kicks the vCPU at random moments until it is dropped.

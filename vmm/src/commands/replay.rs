@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use devices::{Effect, RequestId};
 use format::{ControlOp, DiskStatus, Entry, EntryReader, Event, ExitNumber, Tail};
 use hypervisor::kvm::{KvmVcpu, KvmVm};
-use replay::{NoLog, RecordingError, RecordingReader, ReplayError, Replayed, Replayer};
+use replay::{
+    NoLog, RecordingError, RecordingId, RecordingReader, ReplayError, Replayed, Replayer,
+};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -15,7 +17,7 @@ use super::saves;
 use super::signals::stop_on_signal;
 use crate::cli::ReplayOptions;
 use crate::io::{Disk, DiskError};
-use crate::vm::{self, EndState, SnapshotMeta, host_ns};
+use crate::vm::{self, EndState, STATE_FILE, SnapshotMeta, host_ns};
 
 /// Why a replay did not come to its end.
 #[derive(Debug, Error)]
@@ -59,12 +61,15 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
     if let Some(count) = options.saves {
         return saves::run(options, count);
     }
-    let host = vm::probe_host()?;
     let reader = RecordingReader::open(&options.recording)?;
-    let machine = match &options.from {
-        Some(dir) => vm::load_snapshot(dir, &host)?.0,
-        None => vm::load_state(&reader.state_path(), &host)?.0,
+    let state = match &options.from {
+        Some(dir) => dir.join(STATE_FILE),
+        None => reader.state_path(),
     };
+    let id = vm::read_meta(&state)?.recording;
+    reader.check_state(&state, id)?;
+    let host = vm::probe_host()?;
+    let machine = vm::load_state(&state, &host)?.0;
     let disk = if options.live {
         let disk = disk(&options.vm)?;
         check_size(disk.as_ref(), machine.board())?;
@@ -97,7 +102,7 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
     };
     tell_report(&report, options.json)?;
     if let Some(dir) = &options.save {
-        save(&mut run.replayer, dir)?;
+        save(&mut run.replayer, id, dir)?;
     }
     if options.live {
         return go_live(run.replayer, run.disk, options);
@@ -105,9 +110,10 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Saves the state where the replay stands.
+/// Saves the state where the replay of this recording stands.
 fn save(
     replayer: &mut Replayer<KvmVm, KvmVcpu>,
+    recording: Option<RecordingId>,
     dir: &std::path::Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let Some(state) = replayer.save()? else {
@@ -116,7 +122,8 @@ fn save(
         );
     };
     let memory = replayer.machine().memory();
-    vm::write_snapshot(dir, &SnapshotMeta::default(), &state, memory)?;
+    let meta = SnapshotMeta::of_recording(recording);
+    vm::write_snapshot(dir, &meta, &state, memory)?;
     eprintln!(
         "pollux: saved at exit {} to {}",
         state.exit(),

@@ -14,12 +14,12 @@ use hypervisor::kvm::{KvmVcpu, KvmVm};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use replay::{RecordingReader, ReplayError, Replayer};
+use replay::{RecordingId, RecordingReader, ReplayError, Replayer};
 use serde::Serialize;
 
 use super::Outcome;
 use crate::cli::ReplayOptions;
-use crate::vm::{self, Host, SnapshotMeta};
+use crate::vm::{self, Host, STATE_FILE, SnapshotMeta};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -41,8 +41,10 @@ struct Report {
 /// # Errors
 /// The recording cannot be read, or a replay from a saved state does not come to the recording's end.
 pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
-    let host = vm::probe_host()?;
     let reader = RecordingReader::open(&options.recording)?;
+    let id = vm::read_meta(&reader.state_path())?.recording;
+    reader.check_state(&reader.state_path(), id)?;
+    let host = vm::probe_host()?;
     let machine = vm::load_state(&reader.state_path(), &host)?.0;
     let first = machine.exit();
     let mut points = choose(first, &exits(&reader, &host)?, count, options.seed);
@@ -59,7 +61,7 @@ pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
             while let Some(point) = points.first().copied().filter(|at| *at < entry.exit.0) {
                 points.pop_first();
                 replayer.advance(ExitNumber(point), &|| false)?;
-                one(&mut replayer, options, &dir, &mut report)?;
+                one(&mut replayer, id, options, &dir, &mut report)?;
             }
             replayer.entry(&entry, &|| false)?;
         }
@@ -128,9 +130,10 @@ fn choose(first: ExitNumber, exits: &Exits, count: u32, seed: u64) -> BTreeSet<u
     points
 }
 
-/// Saves where the replay stands, and replays the rest from there.
+/// Saves where the replay of this recording stands, and replays the rest from there.
 fn one(
     replayer: &mut Replayer<KvmVm, KvmVcpu>,
+    id: Option<RecordingId>,
     options: &ReplayOptions,
     dir: &Path,
     report: &mut Report,
@@ -147,8 +150,11 @@ fn one(
         return Ok(());
     };
     let saved = dir.join(format!("exit-{}", state.exit().0));
+    std::fs::create_dir(&saved)?;
+    // It need not be on the disk, so it is no whole snapshot.
+    let meta = SnapshotMeta::of_recording(id);
     let memory = replayer.machine().memory();
-    vm::write_snapshot(&saved, &SnapshotMeta::default(), &state, memory)?;
+    vm::write_state(&saved.join(STATE_FILE), &meta, &state, memory)?;
     let output = Command::new(std::env::current_exe()?)
         .args(["replay", "--json", "--from"])
         .arg(&saved)

@@ -102,6 +102,7 @@ fn watch(
                     disk: identity,
                     disk_path,
                     tap,
+                    recording: None,
                 };
                 vm::write_snapshot(&out, &meta, state, memory)
             });

@@ -293,6 +293,7 @@ impl Leader {
             disk: None,
             disk_path: devices.disk.clone(),
             tap: devices.tap.clone(),
+            recording: None,
         };
         self.command(Command::Save(Box::new(move |state, memory| {
             let child = fork::start(None, || {

@@ -28,8 +28,8 @@ pub use profile::{Sampler, Samples};
 pub use pulse::{Pulse, PulseState};
 pub use runner::{Command, Ended, Runner, RunnerError};
 pub use snapshot::{
-    SnapshotError, SnapshotMeta, load_snapshot, load_state, restore_snapshot, write_snapshot,
-    write_state,
+    STATE_FILE, SnapshotError, SnapshotMeta, load_snapshot, load_state, read_meta,
+    restore_snapshot, write_snapshot, write_state,
 };
 
 use hypervisor::kvm::{KvmVcpu, KvmVm};

@@ -1,17 +1,17 @@
 //! Snapshots: a directory with a machine's state, and the disk that belongs to it.
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter};
+use std::io::{self, BufReader, BufWriter};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::ScopedJoinHandle;
 
 use hypervisor::GuestRam;
-use replay::{MachineState, SavedError, load_machine, save_machine};
+use replay::{MachineState, RecordingId, SavedError, incomplete_path, load_machine, save_machine};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use transfer::{Reader, Writer};
+use transfer::{Item, Reader, Writer};
 
 use super::{Host, KvmMachine, boot};
 use crate::io::{DiskError, DiskIdentity};
@@ -19,7 +19,7 @@ use crate::io::{DiskError, DiskIdentity};
 /// The file with the state.
 pub const STATE_FILE: &str = "state";
 const META_TAG: &str = "snapshot";
-const META_SCHEMA: u32 = 1;
+const META_SCHEMA: u32 = 2;
 
 /// What a snapshot says besides the machine's state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,19 @@ pub struct SnapshotMeta {
     pub disk_path: Option<PathBuf>,
     /// The TAP that the VM had.
     pub tap: Option<String>,
+    /// The recording that the state is the start of, or that a replay has saved it from.
+    pub recording: Option<RecordingId>,
+}
+
+impl SnapshotMeta {
+    /// Of a state of this recording.
+    #[must_use]
+    pub fn of_recording(id: Option<RecordingId>) -> Self {
+        Self {
+            recording: id,
+            ..Self::default()
+        }
+    }
 }
 
 /// Why a snapshot cannot be written or read.
@@ -60,12 +73,23 @@ pub enum SnapshotError {
     /// The directory is there already.
     #[error("{0} exists already: remove it or choose another name")]
     Exists(PathBuf),
+    /// Something is where the snapshot is written until it is whole.
+    #[error(
+        "{path} is in the way: it is left of a snapshot that was not finished, or another process writes it. \
+         Remove it if none does, or choose another name than {dir}"
+    )]
+    InTheWay {
+        /// What is in the way.
+        path: PathBuf,
+        /// The snapshot that was asked for.
+        dir: PathBuf,
+    },
     /// Something without a path.
     #[error(transparent)]
     State(#[from] SavedError),
 }
 
-/// Writes state, memory and meta to `path`.
+/// Writes state, memory and meta to `path`. That it is on the disk is the caller's affair.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -74,47 +98,88 @@ pub fn write_state(
     meta: &SnapshotMeta,
     state: &MachineState,
     memory: &GuestRam,
-) -> Result<(), SnapshotError> {
-    let io = |source| SnapshotError::Io {
-        path: path.to_owned(),
-        source,
-    };
+) -> Result<File, SnapshotError> {
     let saved = |source| SnapshotError::Saved {
         path: path.to_owned(),
         source,
     };
-    let file = File::create_new(path).map_err(io)?;
+    let file = File::create_new(path).map_err(at(path))?;
     let mut writer =
         Writer::new(BufWriter::with_capacity(1 << 20, file)).map_err(|e| saved(e.into()))?;
     writer
         .section(META_TAG, META_SCHEMA, meta)
         .map_err(|e| saved(e.into()))?;
     save_machine(&mut writer, state, memory).map_err(saved)?;
-    writer.finish().map_err(|e| saved(e.into()))?;
-    Ok(())
+    let file = writer.finish().map_err(|e| saved(e.into()))?;
+    file.into_inner().map_err(|e| at(path)(e.into_error()))
 }
 
-/// Writes the snapshot `dir`.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError + '_ {
+    move |source| SnapshotError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Writes the snapshot `dir`: it has its name once it is whole and on the disk.
 ///
 /// # Errors
-/// It exists already, or cannot be written.
+/// It exists already, or cannot be written: then nothing is left of it.
 pub fn write_snapshot(
     dir: &Path,
     meta: &SnapshotMeta,
     state: &MachineState,
     memory: &GuestRam,
 ) -> Result<(), SnapshotError> {
-    let io = |source| SnapshotError::Io {
-        path: dir.to_owned(),
-        source,
-    };
+    write_whole(dir, |path| {
+        let file = write_state(path, meta, state, memory)?;
+        file.sync_all().map_err(at(path))
+    })
+}
+
+/// Makes the directory `dir` with a state file that `write` writes.
+fn write_whole(
+    dir: &Path,
+    write: impl FnOnce(&Path) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
     if dir.exists() {
         return Err(SnapshotError::Exists(dir.to_owned()));
     }
-    let incomplete = dir.with_extension("incomplete");
-    fs::create_dir(&incomplete).map_err(io)?;
-    write_state(&incomplete.join(STATE_FILE), meta, state, memory)?;
-    fs::rename(&incomplete, dir).map_err(io)
+    let incomplete = incomplete_path(dir);
+    fs::create_dir(&incomplete).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => SnapshotError::InTheWay {
+            path: incomplete.clone(),
+            dir: dir.to_owned(),
+        },
+        _ => at(&incomplete)(source),
+    })?;
+    let written = write(&incomplete.join(STATE_FILE))
+        .and_then(|()| fs::rename(&incomplete, dir).map_err(at(dir)));
+    if written.is_err() {
+        // It would be in the way of the next attempt; why this one failed is told.
+        let _ = fs::remove_dir_all(&incomplete);
+    }
+    written
+}
+
+/// Reads what a state file says besides the machine's state, which is not looked at.
+///
+/// # Errors
+/// The file is bad.
+pub fn read_meta(path: &Path) -> Result<SnapshotMeta, SnapshotError> {
+    let file = File::open(path).map_err(at(path))?;
+    let saved = |source: transfer::Error| SnapshotError::Saved {
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    let mut reader = Reader::new(BufReader::new(file)).map_err(saved)?;
+    // It comes first.
+    match reader.next_item().map_err(saved)? {
+        Some(Item::Section(section)) if section.tag == META_TAG => {
+            section.decode(META_SCHEMA).map_err(saved)
+        }
+        _ => Err(saved(transfer::Error::Missing(META_TAG.to_owned()))),
+    }
 }
 
 /// Reads a state file into a machine on this host.
@@ -130,22 +195,19 @@ fn load_state_on<'h>(
     path: &Path,
     host: impl FnOnce() -> Result<&'h Host, hypervisor::Error>,
 ) -> Result<(KvmMachine, SnapshotMeta), SnapshotError> {
-    let file = File::open(path).map_err(|source| SnapshotError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let at = |source: SavedError| SnapshotError::Saved {
+    let file = File::open(path).map_err(at(path))?;
+    let saved = |source: SavedError| SnapshotError::Saved {
         path: path.to_owned(),
         source,
     };
     let mut reader =
-        Reader::new(BufReader::with_capacity(1 << 20, file)).map_err(|e| at(e.into()))?;
+        Reader::new(BufReader::with_capacity(1 << 20, file)).map_err(|e| saved(e.into()))?;
     let mut meta = SnapshotMeta::default();
     let machine = load_machine::<_, _, _, SnapshotError>(
         &mut reader,
         |section| {
             if section.tag == META_TAG {
-                meta = section.decode(META_SCHEMA).map_err(|e| at(e.into()))?;
+                meta = section.decode(META_SCHEMA).map_err(|e| saved(e.into()))?;
             }
             Ok(())
         },
@@ -184,4 +246,46 @@ pub fn restore_snapshot(dir: &Path) -> Result<(KvmMachine, SnapshotMeta), Snapsh
 /// As [`load_state`].
 pub fn load_snapshot(dir: &Path, host: &Host) -> Result<(KvmMachine, SnapshotMeta), SnapshotError> {
     load_state(&dir.join(STATE_FILE), host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_whose_names_differ_behind_a_dot_have_places_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("snap.v1"), dir.path().join("snap.v2"));
+        write_whole(&first, |_| {
+            write_whole(&second, |path| fs::write(path, b"2").map_err(at(path)))
+        })
+        .unwrap();
+        assert!(first.is_dir());
+        assert_eq!(fs::read(second.join(STATE_FILE)).unwrap(), b"2");
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_a_snapshot_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (snapshot, left) = (dir.path().join("s.v1"), dir.path().join("s.v1.incomplete"));
+        fs::create_dir(&left).unwrap();
+        let said = write_whole(&snapshot, |_| Ok(())).unwrap_err().to_string();
+        let begins = format!("{} is in the way", left.display());
+        assert!(said.starts_with(&begins), "{said}");
+        assert!(said.contains("Remove it"), "{said}");
+        assert!(left.exists() && !snapshot.exists());
+    }
+
+    #[test]
+    fn of_a_snapshot_that_cannot_be_written_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = dir.path().join("snapshot");
+        let full = |path: &Path| {
+            fs::write(path, b"half").unwrap();
+            Err(at(path)(io::ErrorKind::StorageFull.into()))
+        };
+        write_whole(&snapshot, full).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        write_whole(&snapshot, |_| Ok(())).unwrap();
+    }
 }

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use integration::{Vm, pollux, stderr};
+use integration::{Vm, pollux, run, stderr};
 
-use crate::scene::{Scene, text};
+use crate::scene::{Scene, assert_whole, replay, text};
 
 /// Goes on from the snapshot with these devices, and expects that it is refused because of `why`.
 fn refused(scene: &Scene, disk: &Path, more: &[&str], why: &str) {
@@ -85,4 +85,29 @@ fn a_guest_with_a_disk_is_refused_without_one_or_with_one_of_another_size() {
     let run = ["run", "--tap", "tap0", "--from-snapshot", text(&snapshot)];
     pollux(&run, &none);
     pollux(&[&run[..], &["--disk", text(&small)]].concat(), &other);
+}
+
+#[test]
+fn a_state_saved_by_a_replay_goes_with_its_own_recording_only() {
+    let name = "a_state_saved_by_a_replay_goes_with_its_own_recording_only";
+    let Some(scene) = Scene::new(name) else {
+        return;
+    };
+    let (first, second) = (scene.path("first"), scene.path("second"));
+    Vm::stop(scene.record(&first, &[]));
+    Vm::stop(scene.record(&second, &[]));
+    let saved = scene.path("saved");
+    replay(&first, &["--entries", "50", "--save", text(&saved)]);
+    assert_whole(&replay(&first, &["--from", text(&saved)]));
+    let refused = |from: &Path, recording: &Path| {
+        let output = run(&["replay", text(recording), "--from", text(from)]);
+        let said = stderr(&output);
+        assert!(!output.status.success(), "not refused: {said}");
+        let (log, state) = (recording.join("log"), from.join("state"));
+        for part in [text(&log), "is the log of recording", text(&state)] {
+            assert!(said.contains(part), "{said}");
+        }
+    };
+    refused(&saved, &second);
+    refused(&scene.guest.snapshot(), &first);
 }

@@ -39,7 +39,9 @@ pub use effects::OutputSum;
 pub use machine::{Machine, MachineConfig, MachineError, Ran, TrapPorts};
 pub use recent::RecentOutput;
 pub use recorder::{LogError, LogSink, NoLog, Outside, RecordError, Recorder, Step};
-pub use recording::{RecordingError, RecordingReader, RecordingWriter};
+pub use recording::{
+    RecordingError, RecordingId, RecordingReader, RecordingWriter, incomplete_path,
+};
 pub use replayer::{ReplayError, Replayed, Replayer};
 pub use saved::{MACHINE_SCHEMA, MachineState, SavedError, load_machine, save_machine};
 pub use sources::{Class, SOURCES, Source};
