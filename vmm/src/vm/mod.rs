@@ -28,7 +28,7 @@ pub use profile::{Sampler, Samples};
 pub use pulse::{Pulse, PulseState};
 pub use runner::{Command, Ended, Runner, RunnerError};
 pub use snapshot::{
-    STATE_FILE, SnapshotError, SnapshotMeta, load_snapshot, load_state, read_meta,
+    META_TAG, STATE_FILE, SnapshotError, SnapshotMeta, load_snapshot, load_state, read_meta,
     restore_snapshot, write_snapshot, write_state,
 };
 

@@ -18,7 +18,8 @@ use crate::io::{DiskError, DiskIdentity};
 
 /// The file with the state.
 pub const STATE_FILE: &str = "state";
-const META_TAG: &str = "snapshot";
+/// The section of a state file with its [`SnapshotMeta`].
+pub const META_TAG: &str = "snapshot";
 const META_SCHEMA: u32 = 2;
 
 /// What a snapshot says besides the machine's state.

@@ -157,6 +157,12 @@ pub struct Section<'a> {
 }
 
 impl Section<'_> {
+    /// The state as it is encoded.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
     /// Decodes the section, whose schema must be `known`.
     ///
     /// # Errors
