@@ -1,5 +1,5 @@
 //! Rewrites the initial RAM disk that `scripts/guest-image` makes: busybox, redis and the C library of
-//! Debian. Without it each test here says that it is skipped.
+//! Debian. Without it each test here is skipped by name, or fails under `POLLUX_REQUIRE_KVM=1`.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -7,12 +7,13 @@ use std::path::Path;
 
 use guest_kernel::initramfs::{self, CPUID_STAND_IN, Report};
 use guest_kernel::{QuirkSet, SensitiveInsn};
+use harness::privileges;
 
 fn archive(test: &str) -> Option<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.cache/guest/initramfs.cpio");
     let archive = std::fs::read(path).ok();
     if archive.is_none() {
-        eprintln!("skipped: {test}: no guest (scripts/guest-image makes it)");
+        privileges::skip(test, "a guest image (scripts/guest-image)");
     }
     archive
 }
