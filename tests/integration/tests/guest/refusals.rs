@@ -97,7 +97,7 @@ fn a_state_saved_by_a_replay_goes_with_its_own_recording_only() {
     Vm::stop(scene.record(&first, &[]));
     Vm::stop(scene.record(&second, &[]));
     let saved = scene.path("saved");
-    replay(&first, &["--entries", "50", "--save", text(&saved)]);
+    save_on_the_way(&first, &saved);
     assert_whole(&replay(&first, &["--from", text(&saved)]));
     let refused = |from: &Path, recording: &Path| {
         let output = run(&["replay", text(recording), "--from", text(from)]);
@@ -110,4 +110,29 @@ fn a_state_saved_by_a_replay_goes_with_its_own_recording_only() {
     };
     refused(&saved, &second);
     refused(&scene.guest.snapshot(), &first);
+}
+
+/// Saves where a replay has half of the log behind it: at the first exit from there on at which that is possible.
+fn save_on_the_way(recording: &Path, to: &Path) {
+    let dump = run(&["log", "dump", text(recording)]).stdout;
+    let lines: Vec<_> = std::str::from_utf8(&dump).unwrap().lines().collect();
+    let middle = lines[lines.len() / 2].split_whitespace().nth(1).unwrap();
+    let middle: u64 = middle.parse().unwrap();
+    let saved = (middle..middle + 16).any(|exit| {
+        let exit = exit.to_string();
+        let arguments = [
+            "replay",
+            text(recording),
+            "--until",
+            &exit,
+            "--save",
+            text(to),
+        ];
+        let output = run(&arguments);
+        let said = stderr(&output);
+        let later = said.contains("choose a later exit");
+        assert!(output.status.success() || later, "{arguments:?}: {said}");
+        !later
+    });
+    assert!(saved, "no state can be saved from exit {middle} on");
 }
