@@ -10,3 +10,4 @@ mod refusals;
 mod restart;
 mod saves;
 mod scene;
+mod terminal;
