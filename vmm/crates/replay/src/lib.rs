@@ -38,7 +38,7 @@ pub use divergence::{Divergence, Mismatch, summary};
 pub use effects::OutputSum;
 pub use machine::{Machine, MachineConfig, MachineError, Ran, TrapPorts};
 pub use recent::RecentOutput;
-pub use recorder::{LogError, LogSink, NoLog, Outside, RecordError, Recorder, Step};
+pub use recorder::{LogError, LogSink, NoLog, Outside, RecordError, Recorder, RecorderStats, Step};
 pub use recording::{
     RecordingError, RecordingId, RecordingReader, RecordingWriter, incomplete_path,
 };

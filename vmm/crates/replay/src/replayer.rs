@@ -217,8 +217,10 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
     }
 
     fn leave(&mut self) -> Result<(), ReplayError> {
-        if !self.machine.can_leave() {
-            let why = if self.machine.wants_time() {
+        if self.machine.has_ended() || !self.machine.can_leave() {
+            let why = if self.machine.has_ended() {
+                "the guest has ended, and the log goes on"
+            } else if self.machine.wants_time() {
                 "the exit needs the time, and the log has none for it"
             } else {
                 "the guest is halted, and the log has no input that wakes it"
