@@ -197,3 +197,6 @@ fn load_pages(ram: &GuestRam, first: u64, bytes: &[u8]) -> Result<(), SavedError
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
