@@ -44,6 +44,21 @@ fn inputs_at_an_exit_and_between_exits_replay_alike() {
 }
 
 #[test]
+fn an_input_comes_with_the_time_of_its_coming() {
+    let recorded = record(user(&clerk()), busy_day());
+    let outline = recorded.outline();
+    let from = |kind| {
+        let at = outline.iter().position(|(_, found)| *found == kind);
+        &outline[at.expect("there is one")..]
+    };
+    let expected = [(8, "Delta"), (8, "Time"), (8, "ConsoleRx"), (10, "Output")];
+    assert_eq!(from("Delta")[..4], expected);
+    let second = recorded.entries().len() - from("Output").len() + 2;
+    let expected = [(13, "Time"), (13, "ConsoleRx"), (15, "Output")];
+    assert_eq!(outline[second..second + 3], expected);
+}
+
+#[test]
 fn two_recordings_with_the_same_inputs_are_the_same() {
     let [one, other] = [(); 2].map(|()| record(user(&clerk()), busy_day()));
     assert_eq!(one.log, other.log);
