@@ -101,7 +101,8 @@ fn a_delta_has_what_guest_and_vmm_wrote_since_the_log_was_cleared() {
 
 /// The vCPU's state and the pages of a delta.
 fn halves(delta: &[u8]) -> (&[u8], &[u8]) {
-    let len = u32::from_le_bytes(delta[1..HEADER_BYTES].try_into().unwrap());
+    let len = delta[1..HEADER_BYTES].first_chunk();
+    let len = u32::from_le_bytes(*len.expect("four bytes"));
     delta[HEADER_BYTES..].split_at(len as usize)
 }
 

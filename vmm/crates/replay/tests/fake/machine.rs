@@ -107,14 +107,16 @@ fn windows(config: MachineConfig) -> Vec<bool> {
     }
     let mut asked = Vec::new();
     for exit in 0..3 {
-        machine.run().unwrap();
+        machine.run().expect("the script goes on");
         if machine.wants_time() {
-            machine.apply(Input::Time(VirtualTime(exit + 1))).unwrap();
+            let now = Input::Time(VirtualTime(exit + 1));
+            machine.apply(now).expect("time goes on");
         }
         if exit == 0 {
-            machine.apply(Input::ConsoleRx(vec![b'x'])).unwrap();
+            let key = Input::ConsoleRx(vec![b'x']);
+            machine.apply(key).expect("there is room for a key");
         }
-        machine.leave().unwrap();
+        machine.leave().expect("the fake takes a window");
         asked.push(machine.vcpu().interrupt_window());
     }
     assert_eq!(machine.vcpu().injected().count(), 0);
