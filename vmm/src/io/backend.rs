@@ -151,7 +151,10 @@ impl Backend {
             let message = match self.receive.try_recv() {
                 Ok(message) => message,
                 Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Ok(self.stop()),
+                Err(TryRecvError::Disconnected) => {
+                    self.stop();
+                    return Ok(());
+                }
             };
             self.shared.queued.fetch_sub(1, Ordering::SeqCst);
             match message {
@@ -181,7 +184,10 @@ impl Backend {
                     let (count, bytes) = self.gate.discard();
                     self.shared.let_go(count, bytes);
                 }
-                ToIo::Stop => return Ok(self.stop()),
+                ToIo::Stop => {
+                    self.stop();
+                    return Ok(());
+                }
             }
         }
     }
