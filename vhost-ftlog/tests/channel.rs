@@ -6,8 +6,8 @@ mod rig;
 use std::time::Duration;
 
 use format::{FrameFlags, Seq};
-use rig::{Rig, bytes_of, drain_until};
-use rustix::process::{Signal, getpgid, getsid, kill_process};
+use rig::{Host, Rig, bytes_of, drain_until};
+use rustix::process::{Pid, Signal, getpgid, getsid, kill_process};
 use vhost_ftlog::config_space::{AckMode, Tuning};
 use vhost_ftlog::frontend::ChannelEvent;
 use vhost_ftlog::notice::Notice;
@@ -157,11 +157,16 @@ fn after_close_nothing_is_acknowledged() {
     assert_eq!(backup.session.consumer.committed().1, fixed);
 }
 
+fn daemon(host: &Host) -> Pid {
+    let pid = host.channel.daemon_pid().unwrap();
+    Pid::from_raw(pid.cast_signed()).unwrap()
+}
+
 #[test]
 fn a_daemon_that_is_asked_to_end_drains_first() {
     let rig = Rig::new("drain");
     let (mut primary, backup) = rig.pair();
-    let pid = rig.daemon("primary");
+    let pid = daemon(&primary);
     for i in 0..1000 {
         let bytes = bytes_of(i, 100);
         primary.session.producer.append(&bytes).unwrap().unwrap();
@@ -178,9 +183,9 @@ fn a_daemon_that_is_asked_to_end_drains_first() {
 #[test]
 fn a_daemon_has_a_session_of_its_own() {
     let rig = Rig::new("group");
-    let (_primary, _backup) = rig.pair();
-    for name in ["primary", "backup"] {
-        let pid = rig.daemon(name);
+    let (primary, backup) = rig.pair();
+    for host in [&primary, &backup] {
+        let pid = daemon(host);
         assert_eq!(getsid(Some(pid)).unwrap(), pid);
         assert_eq!(getpgid(Some(pid)).unwrap(), pid);
         assert_ne!(getsid(None).unwrap(), pid);

@@ -16,7 +16,7 @@ use std::process::{Command, Output};
 pub use guest::{Guest, copy_with_times, guest};
 pub use random::Random;
 pub use site::{GUEST_ADDRESS, Site};
-pub use vm::Vm;
+pub use vm::{PATIENCE, Vm, pieces};
 
 /// The `pollux` program of this build.
 #[must_use]

@@ -3,14 +3,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Output};
-use std::time::Duration;
 
 use harness::{HarnessError, Host};
 
+use crate::PATIENCE;
+
 /// The guest's address on its network.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-/// How long the guest may take to answer.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// See the module. Ends with the test.
 #[derive(Debug)]

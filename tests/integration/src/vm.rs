@@ -9,7 +9,7 @@ use crate::{Guest, Site, pollux};
 
 /// How long the guest may take to answer: far longer than it does on a busy machine, so that running out
 /// means that it never will.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long a question waits before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -37,8 +37,8 @@ impl Vm {
             .stderr(Stdio::piped());
         let mut child = site.spawn(command);
         let input = child.stdin.take().expect("standard input is piped");
-        let output = read(child.stdout.take().expect("standard output is piped"));
-        let errors = read(child.stderr.take().expect("standard error is piped"));
+        let output = pieces(child.stdout.take().expect("standard output is piped"));
+        let errors = pieces(child.stderr.take().expect("standard error is piped"));
         Self {
             child,
             input,
@@ -185,7 +185,8 @@ impl Drop for Vm {
     }
 }
 
-fn read(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+/// What can be read, piece by piece, read beside the test until its end.
+pub fn pieces(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     let (send, receive) = channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];

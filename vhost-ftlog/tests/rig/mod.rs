@@ -72,17 +72,6 @@ impl Rig {
         self.dir.path().join(name)
     }
 
-    /// The process of the daemon of this name.
-    pub(crate) fn daemon(&self, name: &str) -> rustix::process::Pid {
-        let socket = self.path(&format!("{name}.sock")).display().to_string();
-        let mut found = processes_of(self.dir.path());
-        found.retain(|(_, line)| line.contains(&socket));
-        let [(pid, _)] = found[..] else {
-            panic!("not one daemon {name}: {found:?}");
-        };
-        rustix::process::Pid::from_raw(pid).unwrap()
-    }
-
     pub(crate) fn spawn_config(&self, name: &str, listen: bool) -> SpawnConfig {
         let mut args = vec![
             "--key-file".to_owned(),

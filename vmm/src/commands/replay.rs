@@ -1,5 +1,6 @@
 //! `pollux replay`: runs a recording again and compares.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use devices::{Effect, RequestId};
@@ -66,8 +67,7 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
         Some(dir) => dir.join(STATE_FILE),
         None => reader.state_path(),
     };
-    let id = vm::read_meta(&state)?.recording;
-    reader.check_state(&state, id)?;
+    let id = id_of(&reader, &state)?;
     let host = vm::probe_host()?;
     let machine = vm::load_state(&state, &host)?.0;
     let disk = if options.live {
@@ -110,11 +110,24 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The id of the recording, which must be that of the state it is replayed from. No host is needed for that.
+///
+/// # Errors
+/// The state is bad, or another recording's.
+pub(super) fn id_of(
+    reader: &RecordingReader,
+    state: &Path,
+) -> Result<Option<RecordingId>, Box<dyn std::error::Error>> {
+    let id = vm::read_meta(state)?.recording;
+    reader.check_state(state, id)?;
+    Ok(id)
+}
+
 /// Saves the state where the replay of this recording stands.
 fn save(
     replayer: &mut Replayer<KvmVm, KvmVcpu>,
     recording: Option<RecordingId>,
-    dir: &std::path::Path,
+    dir: &Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let Some(state) = replayer.save()? else {
         return Err(

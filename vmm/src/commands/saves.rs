@@ -18,6 +18,7 @@ use replay::{RecordingId, RecordingReader, ReplayError, Replayer};
 use serde::Serialize;
 
 use super::Outcome;
+use super::replay::id_of;
 use crate::cli::ReplayOptions;
 use crate::vm::{self, Host, STATE_FILE, SnapshotMeta};
 
@@ -42,8 +43,7 @@ struct Report {
 /// The recording cannot be read, or a replay from a saved state does not come to the recording's end.
 pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
     let reader = RecordingReader::open(&options.recording)?;
-    let id = vm::read_meta(&reader.state_path())?.recording;
-    reader.check_state(&reader.state_path(), id)?;
+    let id = id_of(&reader, &reader.state_path())?;
     let host = vm::probe_host()?;
     let machine = vm::load_state(&reader.state_path(), &host)?.0;
     let first = machine.exit();

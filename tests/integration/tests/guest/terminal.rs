@@ -4,16 +4,13 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use integration::pollux;
+use integration::{PATIENCE, pieces, pollux};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 
 use crate::scene::Scene;
-
-/// How long guest and program may take: far longer than they do on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Both ends of a pseudo-terminal.
 struct Terminal {
@@ -34,16 +31,7 @@ impl Terminal {
         let line = line.read(true).write(true);
         let line = line.open(name.to_str().unwrap()).unwrap();
         let keyboard = File::from(master);
-        let mut screen = keyboard.try_clone().unwrap();
-        let (send, shown) = channel();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(len @ 1..) = screen.read(&mut buffer) {
-                if send.send(buffer[..len].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
+        let shown = pieces(keyboard.try_clone().unwrap());
         Self {
             keyboard,
             shown,

@@ -65,7 +65,8 @@ pub(super) struct Sender {
     /// When the first append of the frame was seen, in ns.
     since: u64,
     /// When the last full batch left, in ns, as long as batches are full: the next is looked for when its time
-    /// has come. A kick for each would take the CPU from a producer that shares it, again and again.
+    /// has come, or a frame is full. A kick for each append or batch would take the CPU from a producer that shares
+    /// it, again and again.
     streaming: Option<u64>,
     /// When the peer last acknowledged something, or when the first frame left after all was, in ns.
     quiet_since: u64,

@@ -402,8 +402,8 @@ fn batches_that_follow_one_another_need_a_kick_for_each_frame() {
     assert_eq!(primary.session.producer.stats().kicks, before + 1);
 }
 
-#[test]
-fn a_new_mode_of_acknowledgement_is_told_at_once() {
+/// An append that the peer has received, where those count that are replayed.
+fn received_not_replayed() -> (Side, Side) {
     let (mut primary, mut backup) = pair(true);
     let replayed = Tuning {
         ack_mode: AckMode::Replayed,
@@ -412,6 +412,12 @@ fn a_new_mode_of_acknowledgement_is_told_at_once() {
     primary.tell(Command::Tune(replayed));
     primary.session.producer.append_urgent(b"received").unwrap();
     carry(&mut primary, &mut backup);
+    (primary, backup)
+}
+
+#[test]
+fn a_new_mode_of_acknowledgement_is_told_at_once() {
+    let (mut primary, _backup) = received_not_replayed();
     assert_eq!(primary.session.acks.acked().unwrap(), Seq(0));
     primary.tell(Command::Tune(Tuning::default()));
     assert_eq!(primary.session.acks.acked().unwrap(), Seq(1));
@@ -420,14 +426,7 @@ fn a_new_mode_of_acknowledgement_is_told_at_once() {
 /// R10 of another host's daemon: a peer that has less than it once acknowledged has lost its state.
 #[test]
 fn a_peer_that_lost_what_it_acknowledged_is_refused() {
-    let (mut primary, mut backup) = pair(true);
-    let replayed = Tuning {
-        ack_mode: AckMode::Replayed,
-        ..Tuning::default()
-    };
-    primary.tell(Command::Tune(replayed));
-    primary.session.producer.append_urgent(b"received").unwrap();
-    carry(&mut primary, &mut backup);
+    let (mut primary, _backup) = received_not_replayed();
     let sender = primary.engine.sender.as_mut().unwrap();
     assert!(sender.can_resume(Seq(1)).is_ok());
     assert!(sender.can_resume(Seq(0)).is_err());
