@@ -28,7 +28,7 @@ pub fn record(options: RecordOptions) -> Outcome {
     let state = machine
         .save()?
         .expect("a machine that has not run is at rest");
-    let meta = SnapshotMeta::of_recording(Some(writer.id()));
+    let meta = SnapshotMeta::of_recording(Some(writer.id()), 0);
     vm::write_state(&writer.state_path(), &meta, &state, machine.memory())?;
     drop(state);
     machine.set_dirty_log(true)?;

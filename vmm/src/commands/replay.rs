@@ -35,6 +35,12 @@ enum Failure {
     End(#[from] postcard::Error),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The log is shorter than it was when the state was saved.
+    #[error(
+        "the state lies behind {entries} entries of the recording, which has {missing} less: \
+         it was cut since, replay it from its own state"
+    )]
+    Short { entries: u64, missing: u64 },
     /// Not a failure: --until or --entries is reached.
     #[error("the point asked for is reached")]
     Reached,
@@ -48,8 +54,11 @@ struct Report {
     log_bytes: usize,
     seconds: f64,
     virtual_seconds: f64,
-    /// Whether the recording was closed in order; otherwise it was replayed to its last whole frame.
+    /// Whether the replay came to the end of a recording that was closed in order. Otherwise it stopped where it
+    /// was asked to, or at the last whole frame of a recording that was cut.
     complete: bool,
+    /// Whether it stopped where it was asked to.
+    stopped: bool,
     /// Whether the hashes of memory, registers, FPU and devices were compared at the end.
     end_compared: bool,
 }
@@ -69,7 +78,7 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
     };
     let id = id_of(&reader, &state)?;
     let host = vm::probe_host()?;
-    let machine = vm::load_state(&state, &host)?.0;
+    let (machine, meta) = vm::load_state(&state, &host)?;
     let disk = if options.live {
         let disk = disk(&options.vm)?;
         check_size(disk.as_ref(), machine.board())?;
@@ -82,27 +91,36 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
         first: machine.exit(),
         replayer: Replayer::new(machine),
         options,
+        behind: meta.entries,
         entries: 0,
         end_compared: false,
         started: host_ns(),
     };
     let tail = match reader.for_each_body(|_, body| run.body(body)) {
-        Ok(tail) => tail,
-        Err(Failure::Reached) => Tail::Closed,
+        Ok(tail) => Some(tail),
+        Err(Failure::Reached) => None,
         Err(error) => return Err(error.into()),
     };
+    if run.behind > 0 {
+        return Err(Failure::Short {
+            entries: meta.entries,
+            missing: run.behind,
+        }
+        .into());
+    }
     let report = Report {
         exits: run.replayer.machine().exit().0 - run.first.0,
         entries: run.entries,
         log_bytes: reader.log_bytes(),
         seconds: (host_ns() - run.started) as f64 / 1e9,
         virtual_seconds: run.replayer.machine().board().now().0 as f64 / 1e9,
-        complete: tail == Tail::Closed,
+        complete: tail == Some(Tail::Closed),
+        stopped: tail.is_none(),
         end_compared: run.end_compared,
     };
     tell_report(&report, options.json)?;
     if let Some(dir) = &options.save {
-        save(&mut run.replayer, id, dir)?;
+        save(&mut run.replayer, id, meta.entries + run.entries, dir)?;
     }
     if options.live {
         return go_live(run.replayer, run.disk, options);
@@ -123,10 +141,11 @@ pub(super) fn id_of(
     Ok(id)
 }
 
-/// Saves the state where the replay of this recording stands.
+/// Saves the state where the replay of this recording stands: behind so many of its entries.
 fn save(
     replayer: &mut Replayer<KvmVm, KvmVcpu>,
     recording: Option<RecordingId>,
+    entries: u64,
     dir: &Path,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let Some(state) = replayer.save()? else {
@@ -135,7 +154,7 @@ fn save(
         );
     };
     let memory = replayer.machine().memory();
-    let meta = SnapshotMeta::of_recording(recording);
+    let meta = SnapshotMeta::of_recording(recording, entries);
     vm::write_snapshot(dir, &meta, &state, memory)?;
     eprintln!(
         "pollux: saved at exit {} to {}",
@@ -151,6 +170,8 @@ struct Run<'a> {
     replayer: Replayer<KvmVm, KvmVcpu>,
     options: &'a ReplayOptions,
     first: ExitNumber,
+    /// Entries of the log that are behind the state from which the replay began, and still to be passed over.
+    behind: u64,
     entries: u64,
     end_compared: bool,
     started: u64,
@@ -160,8 +181,8 @@ impl Run<'_> {
     fn body(&mut self, body: &[u8]) -> Result<(), Failure> {
         for entry in EntryReader::new(body) {
             let entry = entry.map_err(ReplayError::from)?;
-            // From a state saved on the way: its entries are behind it.
-            if entry.exit <= self.first && self.options.from.is_some() {
+            if self.behind > 0 {
+                self.behind -= 1;
                 continue;
             }
             if self.options.until.is_some_and(|until| entry.exit.0 > until) {
@@ -226,7 +247,7 @@ fn tell_report(report: &Report, json: bool) -> Result<(), serde_json::Error> {
         println!("{}", serde_json::to_string(report)?);
         return Ok(());
     }
-    if !report.complete {
+    if !report.complete && !report.stopped {
         eprintln!("pollux: the recording was cut: replayed up to its last whole frame");
     }
     println!(

@@ -115,17 +115,18 @@ pub fn boot_or_load(
 }
 
 /// Refuses a VM whose guest has a disk to go on without one, or with one of another size: all of its requests
-/// would fail, or those behind the image's end.
+/// would fail, or those behind the image's end. An image for a guest that has no disk is a mistake, too.
 ///
 /// # Errors
-/// [`DiskError::None`], [`DiskError::OtherSize`].
+/// [`DiskError::None`], [`DiskError::OtherSize`], [`DiskError::Unwanted`].
 pub fn check_size(disk: Option<&Disk>, board: &Board) -> Result<(), DiskError> {
     match (disk, &board.config().disk) {
         (Some(disk), Some(guests)) => disk.check_sectors(guests.sectors),
         (None, Some(guests)) => Err(DiskError::None {
             expected: guests.sectors,
         }),
-        (_, None) => Ok(()),
+        (Some(disk), None) => Err(DiskError::Unwanted(disk.path().to_owned())),
+        (None, None) => Ok(()),
     }
 }
 
@@ -208,6 +209,8 @@ mod tests {
         let disk = Disk::open(&path, DiskMode::Cached).unwrap();
         check_size(Some(&disk), &board(Some(8))).unwrap();
         check_size(None, &board(None)).unwrap();
+        let unwanted = check_size(Some(&disk), &board(None)).unwrap_err();
+        assert!(unwanted.to_string().contains("without a disk"));
         let said = |disk, sectors| {
             check_size(disk, &board(Some(sectors)))
                 .unwrap_err()

@@ -14,7 +14,7 @@ use hypervisor::kvm::{KvmVcpu, KvmVm};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use replay::{RecordingId, RecordingReader, ReplayError, Replayer};
+use replay::{RecordingReader, ReplayError, Replayer};
 use serde::Serialize;
 
 use super::Outcome;
@@ -55,15 +55,18 @@ pub fn run(options: &ReplayOptions, count: u32) -> Outcome {
         seed: options.seed,
         ..Report::default()
     };
+    let mut behind = 0;
     reader.for_each_body::<Error>(|_, body| {
         for entry in EntryReader::new(body) {
             let entry = entry.map_err(ReplayError::from)?;
             while let Some(point) = points.first().copied().filter(|at| *at < entry.exit.0) {
                 points.pop_first();
                 replayer.advance(ExitNumber(point), &|| false)?;
-                one(&mut replayer, id, options, &dir, &mut report)?;
+                let meta = SnapshotMeta::of_recording(id, behind);
+                one(&mut replayer, &meta, options, &dir, &mut report)?;
             }
             replayer.entry(&entry, &|| false)?;
+            behind += 1;
         }
         Ok(())
     })?;
@@ -133,7 +136,7 @@ fn choose(first: ExitNumber, exits: &Exits, count: u32, seed: u64) -> BTreeSet<u
 /// Saves where the replay of this recording stands, and replays the rest from there.
 fn one(
     replayer: &mut Replayer<KvmVm, KvmVcpu>,
-    id: Option<RecordingId>,
+    meta: &SnapshotMeta,
     options: &ReplayOptions,
     dir: &Path,
     report: &mut Report,
@@ -152,9 +155,8 @@ fn one(
     let saved = dir.join(format!("exit-{}", state.exit().0));
     std::fs::create_dir(&saved)?;
     // It need not be on the disk, so it is no whole snapshot.
-    let meta = SnapshotMeta::of_recording(id);
     let memory = replayer.machine().memory();
-    vm::write_state(&saved.join(STATE_FILE), &meta, &state, memory)?;
+    vm::write_state(&saved.join(STATE_FILE), meta, &state, memory)?;
     let output = Command::new(std::env::current_exe()?)
         .args(["replay", "--json", "--from"])
         .arg(&saved)

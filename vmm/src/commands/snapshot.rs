@@ -103,6 +103,7 @@ fn watch(
                     disk_path,
                     tap,
                     recording: None,
+                    entries: 0,
                 };
                 vm::write_snapshot(&out, &meta, state, memory)
             });

@@ -68,6 +68,11 @@ pub enum DiskError {
         /// Sectors of the guest's disk.
         expected: u64,
     },
+    /// The guest has no disk.
+    #[error(
+        "the guest was started without a disk, and {0} was given: leave out --disk, or start the guest anew with it"
+    )]
+    Unwanted(PathBuf),
     /// The guest has a disk of another size.
     #[error(
         "disk image {path} has {found} sectors, and the guest has a disk of {expected} sectors: give the \

@@ -294,6 +294,7 @@ impl Leader {
             disk_path: devices.disk.clone(),
             tap: devices.tap.clone(),
             recording: None,
+            entries: 0,
         };
         self.command(Command::Save(Box::new(move |state, memory| {
             let child = fork::start(None, || {

@@ -21,7 +21,7 @@ use thiserror::Error;
 use transfer::Reader;
 use vhost_ftlog::frontend::{LogConsumer, ReplayProgress};
 
-use super::boot::create;
+use super::boot::create_saved;
 use super::runner::VmPosition;
 use super::{Host, KvmMachine};
 
@@ -340,7 +340,7 @@ impl<F: Fn(FromBackup)> Replica<'_, F> {
                 }
                 Ok(())
             },
-            |ram| Ok(create(ram, host).map_err(SavedError::from)?),
+            |config, ram| Ok(create_saved(config, ram, host)?),
         )?;
         Ok((machine, epoch_wall_ns))
     }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use devices::{Board, BoardConfig, DiskCache, DiskConfig, NetConfig};
 use guest_kernel::boot::{BootConfig, EntryRegisters, SegmentRegister, write_boot};
 use guest_kernel::{
-    ClockTick, CommandLine, FastBoot, KernelImage, PatchPlan, PlanOptions, QuirkSet, initramfs,
-    ports,
+    ClockTick, CommandLine, FastBoot, KernelImage, PatchPlan, PlanId, PlanOptions, QuirkSet,
+    initramfs, ports,
 };
 use hypervisor::kvm::{KvmVcpu, KvmVm};
 use hypervisor::probe::{Instruction, WindowPrecision};
 use hypervisor::{CpuidTable, GuestRam, Vcpu, kvm_regs, kvm_segment};
-use replay::{Machine, MachineConfig, TrapPorts};
+use replay::{Machine, MachineConfig, Patches, SavedError, TrapPorts};
 use thiserror::Error;
 
 use super::{KvmMachine, wall_clock_s};
@@ -80,7 +80,7 @@ pub enum BootError {
     Board(#[from] devices::ConfigError),
     /// Saved state.
     #[error(transparent)]
-    Saved(#[from] replay::SavedError),
+    Saved(#[from] SavedError),
 }
 
 /// What the start-up probes found out about this host.
@@ -145,24 +145,27 @@ pub fn boot(
     let entry = write_boot(&loaded, &config, &mut |gpa, bytes| {
         Ok(ram.write(gpa, bytes)?)
     })?;
+    let id = plan.id().with_initramfs(&programs.id);
     tracing::info!(
         kernel = image.release(),
         patches = plan.patches().len(),
-        plan = ?plan.id().with_initramfs(&programs.id),
+        plan = ?id,
         programs = %programs,
         "kernel loaded"
     );
     let (vm, mut vcpu) = create(ram, host)?;
     set_entry(&mut vcpu, &entry)?;
     let board = Board::new(&board_config(options, disk)?)?;
-    let window_at = if host.quirks.window_in_ring0 != WindowPrecision::Exact {
+    let window_at = if needs_window_place(host) {
         Some(window_range(&image, kernel_path)?)
     } else {
         None
     };
+    let quirks = quirks(host).names().map(str::to_owned).collect();
     let config = MachineConfig {
         ports: TRAP_PORTS,
         window_at,
+        patches: Patches { id: id.0, quirks },
     };
     Ok(Machine::new(vm, vcpu, board, config))
 }
@@ -194,6 +197,42 @@ pub fn create(ram: GuestRam, host: &Host) -> Result<(KvmVm, KvmVcpu), hypervisor
         vcpu.set_cpuid_fault(true)?;
     }
     Ok((vm, vcpu))
+}
+
+/// The same for a saved machine, whose guest was patched for the host on which it was started.
+///
+/// # Errors
+/// This host has a defect that the guest does not go round, or the hypervisor refuses.
+pub fn create_saved(
+    config: &MachineConfig,
+    ram: GuestRam,
+    host: &Host,
+) -> Result<(KvmVm, KvmVcpu), SavedError> {
+    let id = PlanId(config.patches.id);
+    tracing::info!(plan = ?id, quirks = ?config.patches.quirks, "saved guest");
+    let missing = missing_patches(config, quirks(host), needs_window_place(host));
+    if !missing.is_empty() {
+        return Err(SavedError::Host { missing });
+    }
+    Ok(create(ram, host)?)
+}
+
+/// The names of the host's defects that a guest with this configuration does not go round.
+fn missing_patches(
+    config: &MachineConfig,
+    quirks: QuirkSet,
+    needs_window_place: bool,
+) -> Vec<String> {
+    let unpatched = |name: &&str| !config.patches.quirks.iter().any(|quirk| quirk == name);
+    let window =
+        (needs_window_place && config.window_at.is_none()).then_some("window_in_ring0_not_exact");
+    let missing = quirks.names().filter(unpatched).chain(window);
+    missing.map(str::to_owned).collect()
+}
+
+/// Whether an interrupt window in ring 0 opens exactly at known places of the guest's kernel only.
+fn needs_window_place(host: &Host) -> bool {
+    host.quirks.window_in_ring0 != WindowPrecision::Exact
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BootError> {
@@ -338,5 +377,39 @@ fn segment(register: &SegmentRegister) -> kvm_segment {
         l: register.long.into(),
         g: register.granularity.into(),
         ..kvm_segment::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_guest_runs_only_where_it_goes_round_all_defects() {
+        let config = |quirks: &[&str], window_at| MachineConfig {
+            ports: TRAP_PORTS,
+            window_at,
+            patches: Patches {
+                id: [0; 32],
+                quirks: quirks.iter().map(|&name| name.to_owned()).collect(),
+            },
+        };
+        let plain = config(&[], None);
+        assert!(missing_patches(&plain, QuirkSet::default(), false).is_empty());
+        let host = QuirkSet {
+            syscall_keeps_cpl3: true,
+            x87_not_emulated: true,
+            ..QuirkSet::default()
+        };
+        let missing = missing_patches(&plain, host, true);
+        let all = ["syscall_keeps_cpl3", "x87_not_emulated"];
+        assert_eq!(missing[..2], all);
+        assert_eq!(missing[2], "window_in_ring0_not_exact");
+        let error = SavedError::Host { missing }.to_string();
+        assert!(all.iter().all(|name| error.contains(name)), "{error}");
+        let patched = config(&["int3_not_emulated", all[1], all[0]], Some(0..1));
+        assert!(missing_patches(&patched, host, true).is_empty());
+        // What the guest goes round and the host has not, does no harm.
+        assert!(missing_patches(&patched, QuirkSet::default(), false).is_empty());
     }
 }

@@ -20,7 +20,7 @@ use crate::io::{DiskError, DiskIdentity};
 pub const STATE_FILE: &str = "state";
 /// The section of a state file with its [`SnapshotMeta`].
 pub const META_TAG: &str = "snapshot";
-const META_SCHEMA: u32 = 2;
+const META_SCHEMA: u32 = 3;
 
 /// What a snapshot says besides the machine's state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,14 +33,17 @@ pub struct SnapshotMeta {
     pub tap: Option<String>,
     /// The recording that the state is the start of, or that a replay has saved it from.
     pub recording: Option<RecordingId>,
+    /// How many entries of the recording are behind the state.
+    pub entries: u64,
 }
 
 impl SnapshotMeta {
-    /// Of a state of this recording.
+    /// Of a state of this recording, behind its first `entries` entries.
     #[must_use]
-    pub fn of_recording(id: Option<RecordingId>) -> Self {
+    pub fn of_recording(id: Option<RecordingId>, entries: u64) -> Self {
         Self {
             recording: id,
+            entries,
             ..Self::default()
         }
     }
@@ -212,7 +215,7 @@ fn load_state_on<'h>(
             }
             Ok(())
         },
-        |ram| Ok(boot::create(ram, host()?)?),
+        |config, ram| Ok(boot::create_saved(config, ram, host()?)?),
     )?;
     Ok((machine, meta))
 }

@@ -110,6 +110,16 @@ fn a_state_saved_by_a_replay_goes_with_its_own_recording_only() {
     };
     refused(&saved, &second);
     refused(&scene.guest.snapshot(), &first);
+    // The log may have lost what is behind the state.
+    let log = first.join("log");
+    let bytes = fs::read(&log).unwrap();
+    fs::write(&log, &bytes[..bytes.len() / 4]).unwrap();
+    let output = run(&["replay", text(&first), "--from", text(&saved)]);
+    let said = stderr(&output);
+    assert!(
+        !output.status.success() && said.contains("it was cut since"),
+        "{said}"
+    );
 }
 
 /// Saves where a replay has half of the log behind it: at the first exit from there on at which that is possible.

@@ -36,7 +36,7 @@ pub use clock::VirtualClock;
 pub use digest::Digest;
 pub use divergence::{Divergence, Mismatch, summary};
 pub use effects::OutputSum;
-pub use machine::{Machine, MachineConfig, MachineError, Ran, TrapPorts};
+pub use machine::{Machine, MachineConfig, MachineError, Patches, Ran, TrapPorts};
 pub use recent::RecentOutput;
 pub use recorder::{LogError, LogSink, NoLog, Outside, RecordError, Recorder, RecorderStats, Step};
 pub use recording::{

@@ -22,6 +22,17 @@ pub struct MachineConfig {
     /// Where an interrupt window may be asked for: at a time-stamp read with RIP in this range. None:
     /// at every exit (hosts on which the window opens at an exact instruction in ring 0 too).
     pub window_at: Option<Range<u64>>,
+    /// What was patched.
+    pub patches: Patches,
+}
+
+/// The patches in the guest's kernel and programs. They are in its memory, so they go where it goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patches {
+    /// SHA-256 of kernel and programs with all their patches.
+    pub id: [u8; 32],
+    /// The defects of its first host that they go round, by name.
+    pub quirks: Vec<String>,
 }
 
 /// Ports that stand for instructions rewritten in the guest kernel.
@@ -121,7 +132,7 @@ pub struct Machine<V, C> {
     pub(crate) stage: Stage,
     /// What devices and vCPU have made happen and nobody has taken yet, in order.
     effects: Vec<Effect>,
-    ended: bool,
+    pub(crate) ended: bool,
 }
 
 impl<V: Vm, C: Vcpu> Machine<V, C> {

@@ -16,7 +16,7 @@ use crate::machine::{MachineConfig, MachineError, Stage};
 use crate::{Digest, Machine};
 
 /// The schema number of [`MachineState`].
-pub const MACHINE_SCHEMA: u32 = 1;
+pub const MACHINE_SCHEMA: u32 = 2;
 const TAG: &str = "machine";
 
 /// Why a machine cannot be saved or loaded.
@@ -34,6 +34,15 @@ pub enum SavedError {
     /// The board does not take its state.
     #[error("the board does not take its saved state: {0}")]
     Board(#[from] devices::StateError),
+    /// The guest goes round none of these defects of this host.
+    #[error(
+        "the saved guest was started on a host without {}, and is not patched for one with: \
+         start it anew here, or let it run on a host like its first", missing.join(", ")
+    )]
+    Host {
+        /// The defects, by name.
+        missing: Vec<String>,
+    },
     /// The saved memory does not fit.
     #[error("saved page {0:#x} is outside the guest's memory")]
     Page(u64),
@@ -46,12 +55,19 @@ pub struct MachineState {
     exit: ExitNumber,
     digest: Digest,
     stage: Stage,
+    ended: bool,
     vcpu: VcpuState,
     board: BoardState,
     memory_bytes: u64,
 }
 
 impl MachineState {
+    /// What the machine knows of its guest kernel.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
     /// Bytes of guest memory that the machine has.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
@@ -97,6 +113,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
             exit,
             digest: self.digest,
             stage: self.stage,
+            ended: self.ended,
             vcpu,
             board: self.board.save(),
             memory_bytes: self.vm.memory().size_bytes(),
@@ -114,6 +131,7 @@ impl<V: Vm, C: Vcpu> Machine<V, C> {
         machine.exit = state.exit;
         machine.digest = state.digest;
         machine.stage = state.stage;
+        machine.ended = state.ended;
         // KVM_RUN refreshes what the host says about taking interrupts.
         let exit = machine.exit;
         machine
@@ -146,15 +164,15 @@ pub fn save_machine<W: Write>(
     Ok(())
 }
 
-/// Reads a stream that [`save_machine`] wrote: `make` builds the VM over its memory once that is loaded,
-/// sections of others go to `other`.
+/// Reads a stream that [`save_machine`] wrote: `make` builds the VM over its memory once that is loaded, if
+/// the host can run such a machine; sections of others go to `other`.
 ///
 /// # Errors
 /// The stream is bad or has no machine, or the hypervisor does not take it.
 pub fn load_machine<R: Read, V: Vm, C: Vcpu, E: From<SavedError>>(
     reader: &mut Reader<R>,
     mut other: impl FnMut(&transfer::Section<'_>) -> Result<(), E>,
-    make: impl FnOnce(GuestRam) -> Result<(V, C), E>,
+    make: impl FnOnce(&MachineConfig, GuestRam) -> Result<(V, C), E>,
 ) -> Result<Machine<V, C>, E> {
     let mut loaded: Option<(GuestRam, MachineState)> = None;
     let stream = |error: transfer::Error| E::from(SavedError::from(error));
@@ -184,7 +202,7 @@ pub fn load_machine<R: Read, V: Vm, C: Vcpu, E: From<SavedError>>(
         }
     }
     let (ram, state) = loaded.ok_or_else(|| stream(transfer::Error::Missing(TAG.to_owned())))?;
-    let (vm, vcpu) = make(ram)?;
+    let (vm, vcpu) = make(&state.config, ram)?;
     Ok(Machine::from_state(vm, vcpu, state)?)
 }
 

@@ -155,7 +155,7 @@ pub const SOURCES: &[Source] = {
             "asked for only where every host opens it exactly",
         ),
         source(
-            "RDRAND, RDSEED, RDPID, XGETBV in programs",
+            "RDTSCP, RDRAND, RDSEED, RDPID, RDPMC, XGETBV, XBEGIN, TPAUSE, UMWAIT in programs",
             Unsupported,
             None,
             "hidden by CPUID, cannot be trapped on every host",

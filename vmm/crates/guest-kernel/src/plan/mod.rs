@@ -45,6 +45,26 @@ pub struct QuirkSet {
     pub cpuid_visible_in_ring3: bool,
 }
 
+impl QuirkSet {
+    /// The names of those that are there.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let Self {
+            syscall_keeps_cpl3,
+            int3_not_emulated,
+            x87_not_emulated,
+            cpuid_visible_in_ring3,
+        } = self;
+        let all = [
+            (syscall_keeps_cpl3, "syscall_keeps_cpl3"),
+            (int3_not_emulated, "int3_not_emulated"),
+            (x87_not_emulated, "x87_not_emulated"),
+            (cpuid_visible_in_ring3, "cpuid_visible_in_ring3"),
+        ];
+        all.into_iter()
+            .filter_map(|(there, name)| there.then_some(name))
+    }
+}
+
 /// How far to shorten the start on a host that emulates ring 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FastBoot {

@@ -18,13 +18,13 @@ use hypervisor::{CpuidLeaf, CpuidTable, Exit, Msr, VcpuState};
 use serde::Serialize;
 
 use super::{MACHINE_SCHEMA, MachineState};
-use crate::machine::{MachineConfig, Stage, TrapPorts};
+use crate::machine::{MachineConfig, Patches, Stage, TrapPorts};
 use crate::{Digest, Machine, SavedError};
 
 /// Schema, bytes and CRC32C of the fixed board and of its variants.
 const BOARD_GOLDEN: (u32, usize, u32) = (1, 743, 0x8616_eb0e);
 /// The same of the fixed machine, after the schema of the board that is part of it.
-const MACHINE_GOLDEN: (u32, u32, usize, u32) = (1, 1, 1964, 0x0b81_425e);
+const MACHINE_GOLDEN: (u32, u32, usize, u32) = (2, 1, 2005, 0x37a8_9086);
 
 const HOW_TO_GO_ON: &str =
     "the layout has changed: give the schema a new number, and this test its new values";
@@ -346,10 +346,15 @@ fn machine(n: &mut Numbers) -> MachineState {
                 cpuid: n.short(),
             },
             window_at: Some(n.next()..n.next()),
+            patches: Patches {
+                id: std::array::from_fn(|_| n.byte()),
+                quirks: vec!["quirk".to_owned()],
+            },
         },
         exit: ExitNumber(n.next()),
         digest: Digest(n.next()),
         stage: Stage::Open(Exit::Halt),
+        ended: true,
         vcpu: vcpu(n),
         board: board(n),
         memory_bytes: n.next(),
@@ -412,6 +417,7 @@ fn a_machine_with_a_board_of_another_schema_is_refused() {
     let machine_config = MachineConfig {
         ports,
         window_at: None,
+        patches: Patches::default(),
     };
     let board = devices::Board::new(&config).unwrap();
     let mut state = Machine::new(vm, vcpu, board, machine_config)

@@ -9,8 +9,8 @@ use format::{Entry, EntryReader, Event, ExitNumber, Seq};
 use hypervisor::fake::{FakeVm, Op, Reg, ToyVcpu, VECTOR_TABLE, assemble};
 use hypervisor::{CpuidTable, GuestRam, Vcpu, Vm};
 use replay::{
-    Divergence, LogError, LogSink, Machine, MachineConfig, Outside, Recorder, RecorderStats,
-    ReplayError, Replayer, Step, TrapPorts,
+    Divergence, LogError, LogSink, Machine, MachineConfig, Outside, Patches, Recorder,
+    RecorderStats, ReplayError, Replayer, Step, TrapPorts,
 };
 
 pub type Guest = Machine<FakeVm, ToyVcpu>;
@@ -116,6 +116,7 @@ pub fn config() -> MachineConfig {
             cpuid: 0x504,
         },
         window_at: None,
+        patches: Patches::default(),
     }
 }
 

@@ -4,7 +4,8 @@ use format::Event;
 use hypervisor::fake::{FakeVm, ToyVcpu};
 use hypervisor::{CpuidTable, GuestRam};
 use replay::{
-    MACHINE_SCHEMA, MachineState, Recorder, Replayer, SavedError, Step, load_machine, save_machine,
+    MACHINE_SCHEMA, MachineConfig, MachineState, Recorder, Replayer, SavedError, Step,
+    load_machine, save_machine,
 };
 use transfer::{Error, Reader, Writer};
 
@@ -21,7 +22,7 @@ fn read_in(bytes: &[u8]) -> Result<Guest, SavedError> {
     load_machine(&mut reader, |_| Ok(()), make)
 }
 
-fn make(ram: GuestRam) -> Result<(FakeVm, ToyVcpu), SavedError> {
+fn make(_: &MachineConfig, ram: GuestRam) -> Result<(FakeVm, ToyVcpu), SavedError> {
     let vm = FakeVm::new(ram);
     let vcpu = vm.create_toy(0, CpuidTable::default());
     Ok((vm, vcpu))
@@ -84,6 +85,19 @@ fn a_guest_saved_in_its_run_is_recorded_on_in_another_machine() {
     assert_eq!(halted, 2);
 }
 
+#[test]
+fn a_guest_saved_after_its_end_has_ended_in_another_machine_too() {
+    let mut first = live(kernel(&clerk()));
+    drive(&mut first, &mut Vec::new().into(), Step::Ended);
+    let state = first.machine_mut().save().unwrap().unwrap();
+    let stream = write_out(&state, first.machine().memory());
+    let (_, world, log) = first.into_parts();
+    let machine = read_in(&stream).unwrap();
+    assert!(machine.has_ended());
+    let mut second = Recorder::new(machine, world, log);
+    assert_eq!(second.step().unwrap(), Step::Ended);
+}
+
 /// The state and the memory of a clerk that has just read the time.
 fn some_state() -> (MachineState, Guest) {
     let mut live = live(kernel(&clerk()));
@@ -110,7 +124,10 @@ fn a_state_of_another_schema_is_refused() {
     let SavedError::Stream(Error::Schema { tag, found, known }) = error else {
         panic!("{error}");
     };
-    assert_eq!((tag.as_str(), found, known), ("machine", 2, 1));
+    assert_eq!(
+        (tag.as_str(), found, known),
+        ("machine", MACHINE_SCHEMA + 1, MACHINE_SCHEMA)
+    );
 }
 
 #[test]
@@ -159,7 +176,7 @@ fn a_guest_with_other_cpuid_than_the_state_is_refused() {
     let loaded = load_machine(
         &mut reader,
         |_| Ok(()),
-        |ram| {
+        |_, ram| {
             let vm = FakeVm::new(ram);
             let vcpu = vm.create_toy(0, table);
             Ok::<_, SavedError>((vm, vcpu))
