@@ -27,8 +27,6 @@ const SPIN: Duration = Duration::from_millis(1);
 struct Seen {
     /// Append to acknowledgement.
     round_trips: Histogram<u64>,
-    /// The daemon's update of the used ring to the producer's sight of it.
-    seen: Histogram<u64>,
     cpu_ns: u64,
 }
 
@@ -163,11 +161,12 @@ fn acks(
         / times.case.as_secs_f64();
     series.times(name, seen.round_trips).against(baseline(name));
     let stages = primary.metrics()?["stages_ns"].clone();
-    for stage in ["queued", "sent", "acknowledged"] {
-        let p50 = stages[stage]["p50"].as_f64().unwrap_or(0.0);
-        series.value(&format!("{name}_stage_{stage}"), "us", p50 / 1e3);
+    for stage in ["queued", "sent", "acknowledged", "seen"] {
+        for (quantile, suffix) in [("p50", ""), ("p99", "_p99")] {
+            let ns = stages[stage][quantile].as_f64().unwrap_or(0.0);
+            series.value(&format!("{name}_stage_{stage}{suffix}"), "us", ns / 1e3);
+        }
     }
-    series.times(&format!("{name}_stage_seen"), seen.seen);
     let per_ack = |ns: u64| ns as f64 / count / 1e3;
     let sender = primary.daemon_cpu()? - before.0;
     let receiver = backup.daemon_cpu()? - before.1;
@@ -185,7 +184,6 @@ fn acks(
 fn one_at_a_time(session: &mut Session, times: Times, spin: Duration) -> Result<Seen, Failure> {
     let mut seen = Seen {
         round_trips: histogram(),
-        seen: histogram(),
         cpu_ns: cpu::of_this_thread(),
     };
     let entry = [7; ENTRY];
@@ -203,10 +201,7 @@ fn one_at_a_time(session: &mut Session, times: Times, spin: Duration) -> Result<
             return Err("no acknowledgement".into());
         }
         if passed >= times.warm_up {
-            let now = Moment::now();
-            record(&mut seen.round_trips, now.since(appended));
-            let updated = Moment(session.acks.updated_ns());
-            record(&mut seen.seen, now.since(updated));
+            record(&mut seen.round_trips, Moment::now().since(appended));
         }
     }
 }

@@ -27,7 +27,8 @@ const SHORT_NS: u64 = 10_000;
 /// The most entries that are added between two looks at the acknowledgements.
 const BURST: u64 = 64;
 
-/// Latency at 10, 50 and 90 % of what the channel takes with batching, and of what it takes without.
+/// Latency at 10, 50 and 90 % of what the channel takes with batching, with batching and without; and at such
+/// shares of what it takes without, which is less.
 pub(super) fn latency(world: &World, times: Times, series: &mut Series) -> Result<(), Failure> {
     let batched = Setup::default();
     let unbatched = Setup {
@@ -44,10 +45,17 @@ pub(super) fn latency(world: &World, times: Times, series: &mut Series) -> Resul
             series
                 .value(&format!("open_loop_capacity{suffix}"), "1/s", most)
                 .noted("entries of 1500 bytes, each due at once");
-            let load = load(world, times, setup, Some(most * f64::from(percent) / 100.0))?;
+            let rate = most * f64::from(percent) / 100.0;
             let name = format!("ack_open_loop_{percent}{suffix}");
-            series.value(&format!("{name}_rate"), "1/s", load.rate());
-            series.times(&name, load.latencies);
+            let loaded = load(world, times, setup, Some(rate))?;
+            series.value(&format!("{name}_rate"), "1/s", loaded.rate());
+            series.times(&name, loaded.latencies);
+            if suffix.is_empty() {
+                let beside = load(world, times, unbatched, Some(rate))?;
+                let name = format!("{name}_batching_off");
+                series.value(&format!("{name}_rate"), "1/s", beside.rate());
+                series.times(&name, beside.latencies);
+            }
         }
     }
     Ok(())

@@ -130,7 +130,13 @@ impl Pair {
     /// # Panics
     /// It cannot be copied.
     pub fn restore_disk(&self) {
-        self.guest.place_disk(&self.path("shared/disk.img"));
+        self.guest.place_disk(&self.disk());
+    }
+
+    /// The VM's disk image.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.path("shared/disk.img")
     }
 
     /// When the disk was written to for the last time.
@@ -139,7 +145,7 @@ impl Pair {
     /// It is gone.
     #[must_use]
     pub fn disk_changed(&self) -> SystemTime {
-        let disk = fs::metadata(self.path("shared/disk.img")).expect("the disk is there");
+        let disk = fs::metadata(self.disk()).expect("the disk is there");
         disk.modified().expect("files have times")
     }
 

@@ -61,10 +61,10 @@ impl Recordings {
 /// A state file of this recording, with something in the place of a machine.
 fn write_state(path: &Path, id: Option<RecordingId>, machine: &str) {
     let mut writer = transfer::Writer::new(Vec::new()).unwrap();
-    // Disk, its path and TAP; the recording.
-    let meta = (None::<u8>, None::<u8>, None::<u8>, id);
-    writer.section("snapshot", 2, &meta).unwrap();
-    writer.section("machine", 1, &machine).unwrap();
+    // Disk, its path and TAP; the recording, and how many of its entries are behind.
+    let meta = (None::<u8>, None::<u8>, None::<u8>, id, 0u64);
+    writer.section("snapshot", 3, &meta).unwrap();
+    writer.section("machine", 2, &machine).unwrap();
     writer.page(3, &[5; transfer::PAGE_LEN]).unwrap();
     fs::write(path, writer.finish().unwrap()).unwrap();
 }

@@ -8,6 +8,7 @@
 //! | 384 | VMM, consuming thread | consumed, replayed, when to be called |
 //! | 512 | daemon | whether it sleeps, space, progress |
 //! | 640 | daemon | commit point of the delivery ring, when to be kicked |
+//! | 768 | VMM, thread that waits for acknowledgements | what it has seen, and when |
 //!
 //! Each writer has lines of its own. All words are little-endian and naturally aligned. Neither side
 //! believes the other's words beyond what validation allows.
@@ -17,7 +18,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 /// First word of a control page.
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"PLXCTRL\0");
 /// Version of the page's layout and meaning.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 /// A cursor that is never reached: do not call, do not kick.
 pub const COMMIT_NEVER: u64 = u64::MAX;
 
@@ -37,6 +38,8 @@ pub struct ControlPage {
     pub sender: Line<Sender>,
     /// Words of the daemon about delivery.
     pub delivery: Line<Delivery>,
+    /// Words of the VMM's thread that waits for acknowledgements.
+    pub sight: Line<Sight>,
 }
 
 /// Two cache lines of one writer (the second keeps the adjacent-line prefetcher off the next).
@@ -124,8 +127,6 @@ pub struct Sender {
     pub space: AtomicU32,
     /// Grows while the daemon's data thread runs.
     pub progress: AtomicU64,
-    /// Monotonic clock in ns of the last update of the log queue's used index.
-    pub used_ns: AtomicU64,
     /// What the peer's replica has replayed: every append below this.
     pub replayed: AtomicU64,
     /// What the peer's replica has received: every append below this.
@@ -142,6 +143,16 @@ pub struct Delivery {
     pub kick_at: AtomicU64,
     /// Kick the delivery queue once [`Consumer::replayed`] reaches this.
     pub replay_kick_at: AtomicU64,
+}
+
+/// What the VMM has seen: for measurements alone.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Sight {
+    /// Every append below this was seen as used.
+    pub seen: AtomicU64,
+    /// Monotonic clock in ns of that; stored before it.
+    pub seen_ns: AtomicU64,
 }
 
 /// How far delivery has come.
@@ -248,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    /// The offsets of version 1, which other frontends rely on.
+    /// The offsets of version 2, which other frontends rely on.
     #[test]
     fn the_offsets_are_those_of_the_specification() {
         assert_eq!(offset_of!(ControlPage, identity), 0);
@@ -257,10 +268,12 @@ mod tests {
         assert_eq!(offset_of!(ControlPage, consumer), 384);
         assert_eq!(offset_of!(ControlPage, sender), 512);
         assert_eq!(offset_of!(ControlPage, delivery), 640);
+        assert_eq!(offset_of!(ControlPage, sight), 768);
         assert_eq!(offset_of!(Producer, space_wanted), 32);
         assert_eq!(offset_of!(Sender, progress), 8);
-        assert_eq!(offset_of!(Sender, received), 32);
+        assert_eq!(offset_of!(Sender, received), 24);
         assert_eq!(offset_of!(Delivery, kick_at), 40);
+        assert_eq!(offset_of!(Sight, seen_ns), 8);
         assert!(size_of::<ControlPage>() <= 4096);
     }
 

@@ -131,6 +131,7 @@ fn words(snapshot: &Snapshot) -> Value {
             "queued": quantiles(&histograms.queued),
             "sent": quantiles(&histograms.sent),
             "acknowledged": quantiles(&histograms.acknowledged),
+            "seen": quantiles(&histograms.seen),
         },
         "batch_appends": quantiles(&histograms.batch),
     })

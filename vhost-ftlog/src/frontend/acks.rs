@@ -33,13 +33,16 @@ impl Acks {
         Ok(acked)
     }
 
-    /// The trace point of what is seen for the first time.
+    /// The trace point of what is seen for the first time, and the daemon's measurement of it.
     #[inline]
     fn saw(&self, acked: Seq) {
         let seen = &self.memory.seen;
         if acked.0 > seen.load(Ordering::Relaxed) {
             let before = seen.fetch_max(acked.0, Ordering::Relaxed);
             if acked.0 > before {
+                let sight = &self.memory.control().sight;
+                sight.seen_ns.store(monotonic_ns(), Ordering::Relaxed);
+                sight.seen.store(acked.0, Ordering::Release);
                 usdt::seen(self.memory.number, before, acked.0);
             }
         }
@@ -128,13 +131,6 @@ impl Acks {
             };
             self.memory.log_events.call.wait(left)?;
         }
-    }
-
-    /// When the used ring was last updated, on the monotonic clock in ns: the end of the daemon's
-    /// part of an acknowledgement.
-    #[must_use]
-    pub fn updated_ns(&self) -> u64 {
-        self.memory.control().sender.used_ns.load(Ordering::Relaxed)
     }
 }
 

@@ -99,6 +99,10 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
     let tail = match reader.for_each_body(|_, body| run.body(body)) {
         Ok(tail) => Some(tail),
         Err(Failure::Reached) => None,
+        Err(Failure::Replay(ReplayError::Divergence(mut divergence))) => {
+            divergence.after = entries_from(&reader, meta.entries + run.entries);
+            return Err(ReplayError::Divergence(divergence).into());
+        }
         Err(error) => return Err(error.into()),
     };
     if run.behind > 0 {
@@ -126,6 +130,30 @@ pub fn replay(options: &ReplayOptions) -> Outcome {
         return go_live(run.replayer, run.disk, options);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many entries after a divergence are shown.
+const ENTRIES_AFTER: usize = 8;
+
+/// Some entries of the log, from this one on, for a report.
+fn entries_from(reader: &RecordingReader, first: u64) -> Vec<String> {
+    let mut left = first;
+    let mut lines = Vec::new();
+    // Damage further on does not hide what the report is of.
+    let _ = reader.for_each_body(|_, body| {
+        for entry in EntryReader::new(body) {
+            let entry = entry.map_err(ReplayError::from)?;
+            if left > 0 {
+                left -= 1;
+            } else if lines.len() < ENTRIES_AFTER {
+                lines.push(replay::line(&entry));
+            } else {
+                return Err(Failure::Reached);
+            }
+        }
+        Ok(())
+    });
+    lines
 }
 
 /// The id of the recording, which must be that of the state it is replayed from. No host is needed for that.

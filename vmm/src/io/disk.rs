@@ -109,6 +109,18 @@ pub struct DiskIdentity {
 }
 
 impl DiskIdentity {
+    /// The identity of the image `path`, which is a file.
+    ///
+    /// # Errors
+    /// The file system does not say.
+    pub fn of_file(path: &Path) -> Result<Self, DiskError> {
+        let meta = std::fs::metadata(path).map_err(|source| DiskError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::of_path(path, meta.len() / SECTOR_LEN)
+    }
+
     /// The identity of the image `path` with so many sectors.
     ///
     /// # Errors

@@ -18,9 +18,10 @@ use super::driver::{Session, SessionError};
 use super::event::{SessionEvent, TransferBegun};
 use super::{Devices, transfer, world};
 use crate::api::{Lag, Limits, Output, Pacing, Quantiles, StatusReport, Transfer};
-use crate::io::Delivery;
+use crate::io::{Delivery, DiskIdentity};
 use crate::vm::{
-    ChannelLog, Command, FromPrimary, LogPosition, Primary, SnapshotMeta, host_ns, write_snapshot,
+    ChannelLog, Command, FromPrimary, LogPosition, Primary, SnapshotMeta, VcpuSender, host_ns,
+    write_snapshot,
 };
 
 /// What a primary has.
@@ -288,32 +289,54 @@ impl Leader {
         devices: &Devices,
         reply: Sender<Result<(), String>>,
     ) {
-        // The disk goes on, so that the snapshot belongs to none: a copy of it is the operator's affair.
-        let meta = SnapshotMeta {
-            disk: None,
-            disk_path: devices.disk.clone(),
-            tap: devices.tap.clone(),
-            recording: None,
-            entries: 0,
+        let Some(vm) = &self.vm else {
+            return drop(reply.send(Err("the VM does not run here".to_owned())));
         };
-        self.command(Command::Save(Box::new(move |state, memory| {
-            let child = fork::start(None, || {
-                let written = write_snapshot(&dir, &meta, state, memory);
-                written.map(|()| 0).map_err(|error| error.to_string())
-            });
-            let child = match child {
-                Ok(child) => child,
-                Err(error) => return drop(reply.send(Err(format!("fork: {error}")))),
-            };
-            let failed = reply.clone();
-            let waits = std::thread::Builder::new()
-                .name("snapshot-wait".to_owned())
-                .spawn(move || drop(reply.send(child.wait().map(drop))));
-            if let Err(error) = waits {
-                let _ = failed.send(Err(error.to_string()));
-            }
-        })));
+        let vcpu = vm.vcpu().clone();
+        let (disk, tap) = (devices.disk.clone(), devices.tap.clone());
+        let failed = reply.clone();
+        // In a thread of its own: the storage may not answer, and the child takes its time.
+        let begun = std::thread::Builder::new()
+            .name("snapshot".to_owned())
+            .spawn(move || drop(reply.send(write_running(dir, disk, tap, &vcpu))));
+        if let Err(error) = begun {
+            let _ = failed.send(Err(error.to_string()));
+        }
     }
+}
+
+/// Has the vCPU's thread fork a child that writes the snapshot, and waits for it.
+fn write_running(
+    dir: PathBuf,
+    disk_path: Option<PathBuf>,
+    tap: Option<String>,
+    vcpu: &VcpuSender<Command>,
+) -> Result<(), String> {
+    // Looked at before the VM stands still: a write between the two makes the disk another one, so that no
+    // disk is taken for the right one that has moved on.
+    let disk = disk_path.as_deref().map(DiskIdentity::of_file).transpose();
+    let meta = SnapshotMeta {
+        disk: disk.map_err(|error| error.to_string())?,
+        disk_path,
+        tap,
+        recording: None,
+        entries: 0,
+    };
+    let (forked, child) = std::sync::mpsc::channel();
+    let sent = vcpu.command(Command::Save(Box::new(move |state, memory| {
+        let child = fork::start(None, || {
+            let written = write_snapshot(&dir, &meta, state, memory);
+            written.map(|()| 0).map_err(|error| error.to_string())
+        });
+        let _ = forked.send(child);
+    })));
+    let ended = "the VM has ended".to_owned();
+    if !sent {
+        return Err(ended);
+    }
+    let child = child.recv().map_err(|_| ended)?;
+    let child = child.map_err(|error| format!("fork: {error}"))?;
+    child.wait().map(drop)
 }
 
 impl Drop for Leader {

@@ -59,6 +59,7 @@ fn assert_diverges(output: &Output) {
         "DIVERGENCE at exit",
         "last agreed at exit",
         "entries before it",
+        "entries after it",
     ] {
         assert!(report.contains(part), "{report}");
     }

@@ -1,11 +1,13 @@
 //! A protected VM on two hosts, as an operator runs it.
 
 use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use harness::Stream;
-use integration::guest;
 use integration::pair::{Name, Pair};
+use integration::{Site, Vm, copy_with_times, guest, pollux, stderr};
 use rustix::process::Signal;
 
 /// One VM at a time: two would keep each other waiting on a small machine.
@@ -32,12 +34,6 @@ fn a_switch_over_loses_no_answer_and_the_old_primary_becomes_the_backup() {
     };
     let mut counter = pair.connect();
     counter.count(5);
-    // A snapshot of a protected VM stops nothing.
-    let dir = tempfile::tempdir().unwrap();
-    let snapshot = dir.path().join("snapshot");
-    pair.ctl(Name::A, &["snapshot", snapshot.to_str().unwrap()])
-        .unwrap();
-    assert!(snapshot.join("state").metadata().unwrap().len() > 1 << 20);
     let status = pair.wait_for_protection(Name::A);
     assert!(
         status["last_transfer"]["bytes"].as_u64() > Some(1 << 20),
@@ -51,6 +47,46 @@ fn a_switch_over_loses_no_answer_and_the_old_primary_becomes_the_backup() {
     counter.count(5);
     let refused = pair.ctl(Name::A, &["switch-over"]).unwrap_err();
     assert!(refused.contains("primary"), "{refused}");
+}
+
+/// Beside the VM, with a copy of its disk; not with one that has moved on.
+#[test]
+fn a_snapshot_of_a_protected_vm_goes_on_with_the_disk_of_its_moment() {
+    let _turn = turn();
+    let name = "a_snapshot_of_a_protected_vm_goes_on_with_the_disk_of_its_moment";
+    let Some((mut pair, _keyboard)) = protected(name) else {
+        return;
+    };
+    let mut counter = pair.connect();
+    counter.count(5);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (snapshot, copy, later) = (path("snapshot"), path("copy.img"), path("later.img"));
+    pair.ctl(Name::A, &["pause"]).unwrap();
+    pair.ctl(Name::A, &["snapshot", snapshot.to_str().unwrap()])
+        .unwrap();
+    copy_with_times(&pair.disk(), &copy).unwrap();
+    pair.ctl(Name::A, &["resume"]).unwrap();
+    counter.count(5);
+    std::fs::copy(&copy, &later).unwrap();
+    let site = Site::new().unwrap();
+    let restore = |disk: &Path| {
+        let mut command = Command::new(pollux());
+        command.arg("restore").arg(&snapshot).arg("--disk");
+        command.arg(disk).args(["--tap", "tap0"]);
+        command
+    };
+    let refused = site.output(&mut restore(&later));
+    let said = stderr(&refused);
+    assert!(
+        !refused.status.success() && said.contains("has moved on"),
+        "{said}"
+    );
+    let mut second = Vm::start(&site, &mut restore(&copy));
+    second.insist("sync && echo up-$((40+2))", "up-42");
+    Vm::stop(second);
+    pair.wait_for_protection(Name::A);
+    counter.count(5);
 }
 
 #[test]

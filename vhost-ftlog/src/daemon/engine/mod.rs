@@ -85,6 +85,8 @@ pub struct Engine<R> {
     /// When the kernel last had an answer, in ns.
     worked_at: u64,
     commands_due: bool,
+    /// Appends that a kick came for and that are still to be taken: one or none.
+    kicked_for: u64,
     /// Something changed while this turn prepared to wait: take another turn at once.
     again: bool,
 
@@ -139,6 +141,7 @@ impl<R: Ring> Engine<R> {
             now,
             worked_at: 0,
             commands_due: true,
+            kicked_for: 0,
             again: false,
             memory: None,
             beat: None,
@@ -215,7 +218,10 @@ impl<R: Ring> Engine<R> {
     fn pump_queues(&mut self) -> Result<(), ring::Error> {
         if let Some(sender) = &mut self.sender {
             sender.look_at_flush();
-            sender.gather(self.now)?;
+            let gathered = sender.gather(self.now)?;
+            let unkicked = gathered.saturating_sub(self.kicked_for);
+            self.kicked_for = self.kicked_for.saturating_sub(gathered);
+            self.stats.counters.kicks_suppressed += unkicked;
         }
         if self.is_sending() {
             self.send_frame();
@@ -371,7 +377,11 @@ impl<R: Ring> Engine<R> {
     fn complete(&mut self, token: Token, completion: Completion) {
         match token {
             Token::Doorbell => self.commands_due = true,
-            Token::LogKick | Token::EventKick => self.stats.counters.kicks += 1,
+            Token::LogKick => {
+                self.stats.counters.kicks += 1;
+                self.kicked_for = 1;
+            }
+            Token::EventKick => self.stats.counters.kicks += 1,
             Token::DeliveryKick => {
                 self.stats.counters.kicks += 1;
                 let moved = self.receiver.as_mut().map(Receiver::look_at_consumed);

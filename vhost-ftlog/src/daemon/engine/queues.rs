@@ -268,6 +268,9 @@ impl<R: Ring> Engine<R> {
 
     fn snapshot(&mut self) -> Snapshot {
         self.stats.counters.enters = self.io.enters();
+        if let Some(sender) = &mut self.sender {
+            sender.look_at_sight(&mut self.stats);
+        }
         Snapshot {
             stats: self.stats.clone(),
             status: self.status(),

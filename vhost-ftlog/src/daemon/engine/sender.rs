@@ -192,15 +192,16 @@ impl Sender {
         self.flush > self.seq(self.queue.used()) && self.flush <= self.seq(self.queue.seen())
     }
 
-    /// Gathers what is published into the frame.
+    /// Gathers what is published into the frame; says how many appends that were.
     ///
     /// # Errors
     /// [`Error::Broken`] where the VMM broke the rules of the ring.
-    pub(super) fn gather(&mut self, now: u64) -> Result<(), Error> {
+    pub(super) fn gather(&mut self, now: u64) -> Result<u64, Error> {
         let available = self.queue.available()?;
         if self.gathered == available || self.full {
-            return Ok(());
+            return Ok(0);
         }
+        let before = self.gathered;
         if self.frame.count() == 0 {
             self.since = self.streaming.unwrap_or(now);
         }
@@ -224,7 +225,7 @@ impl Sender {
             unsafe { self.frame.push(at, len) };
             self.gathered += 1;
         }
-        Ok(())
+        Ok(self.gathered - before)
     }
 
     /// When the gathered batch is to be sent, or a batch to be looked for, at the latest, in ns; `None`
@@ -375,6 +376,7 @@ impl Sender {
 
     /// Returns to the VMM what the mode counts as acknowledged.
     pub(super) fn give_back(&mut self, mode: AckMode, now: u64, stats: &mut Stats) -> Acked {
+        self.look_at_sight(stats);
         let control = self.memory.control();
         let words = &control.sender;
         words
@@ -396,10 +398,17 @@ impl Sender {
             self.seq(upto),
         );
         self.times.acknowledged(self.seq(upto), now, stats);
-        words.used_ns.store(now, Ordering::Relaxed);
         let call = self.queue.use_up_to(upto, 0);
         let wake_space = control.producer.space_wanted.load(Ordering::Relaxed) <= self.seq(upto);
         Acked { call, wake_space }
+    }
+
+    /// Looks what the VMM has seen of what it was told.
+    pub(super) fn look_at_sight(&mut self, stats: &mut Stats) {
+        let sight = &self.memory.control().sight;
+        let seen = sight.seen.load(Ordering::Acquire);
+        let seen_ns = sight.seen_ns.load(Ordering::Relaxed);
+        self.times.seen(seen, seen_ns, stats);
     }
 
     /// Looks at the flush request.

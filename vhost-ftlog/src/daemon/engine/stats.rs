@@ -3,7 +3,7 @@
 //! Plain numbers of one thread; a copy is made for whoever asks. The stages of one acknowledgement,
 //! measured for flushed appends: **queued** from the VMM's flush request to the hand-over to the
 //! kernel, **sent** until the kernel has taken it all, **acknowledged** until the peer's record is
-//! here. The last stage, seen by the VMM, is measured there.
+//! here, **seen** until the VMM has looked, by its word in the control page.
 
 use std::collections::VecDeque;
 
@@ -48,6 +48,8 @@ pub struct Counters {
     pub spin_ns: u64,
     /// Kicks received.
     pub kicks: u64,
+    /// Appends taken that no kick came for.
+    pub kicks_suppressed: u64,
     /// Calls made to the VMM.
     pub calls: u64,
     /// Updates of the used index without a call.
@@ -69,6 +71,8 @@ pub struct Histograms {
     pub sent: Histogram<u64>,
     /// Completion of the send to the acknowledgement.
     pub acknowledged: Histogram<u64>,
+    /// The acknowledgement, told to the VMM, to its sight there.
+    pub seen: Histogram<u64>,
     /// Appends in a frame.
     pub batch: Histogram<u64>,
 }
@@ -80,6 +84,7 @@ impl Default for Histograms {
             queued: of_ns(),
             sent: of_ns(),
             acknowledged: of_ns(),
+            seen: of_ns(),
             batch: Histogram::new_with_bounds(1, 1 << 20, 2).expect("constant bounds"),
         }
     }
@@ -124,6 +129,8 @@ struct Timed {
 pub struct AckTimes {
     outstanding: VecDeque<Timed>,
     queued_ns: VecDeque<u64>,
+    /// The acknowledgement that was told last, and when, as long as the VMM has not seen it.
+    told: Option<(u64, u64)>,
 }
 
 impl AckTimes {
@@ -131,6 +138,7 @@ impl AckTimes {
     pub fn clear(&mut self) {
         self.outstanding.clear();
         self.queued_ns.clear();
+        self.told = None;
     }
 
     /// A frame with the appends `from..to` is handed to the kernel now. It is timed where the newest
@@ -171,6 +179,16 @@ impl AckTimes {
                 .acknowledged
                 .saturating_record(now.saturating_sub(sent).max(1));
             self.outstanding.pop_front();
+            self.told = Some((seq, now));
+        }
+    }
+
+    /// The VMM has seen that everything below `seq` is acknowledged, at `seen_ns`. Where it has not looked
+    /// between two acknowledgements the first is not measured.
+    pub fn seen(&mut self, seq: u64, seen_ns: u64, stats: &mut Stats) {
+        if let Some((_, at)) = self.told.take_if(|(told, _)| *told == seq) {
+            let seen = &mut stats.histograms.seen;
+            seen.saturating_record(seen_ns.saturating_sub(at).max(1));
         }
     }
 }

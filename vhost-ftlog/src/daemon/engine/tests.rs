@@ -402,6 +402,34 @@ fn batches_that_follow_one_another_need_a_kick_for_each_frame() {
     assert_eq!(primary.session.producer.stats().kicks, before + 1);
 }
 
+#[test]
+fn what_the_vmm_has_seen_and_the_kicks_that_it_spared_are_counted() {
+    let (mut primary, mut backup) = pair(true);
+    let memory = Arc::clone(primary.engine.memory.as_ref().unwrap());
+    let control = memory.control();
+    primary.kernel.kick(Slot::LogKick);
+    primary.settle();
+    // The VMM reads the clock of the machine; the data thread's is the test's.
+    primary.session.producer.append_urgent(b"output").unwrap();
+    control.producer.flush_ns.store(now(), Ordering::Relaxed);
+    carry(&mut primary, &mut backup);
+    pass(7_000);
+    assert_eq!(primary.session.acks.acked().unwrap(), Seq(1));
+    control.sight.seen_ns.store(now(), Ordering::Relaxed);
+    for _ in 0..5 {
+        primary.session.producer.append(b"more").unwrap();
+    }
+    primary.session.producer.flush(Seq(6));
+    carry(&mut primary, &mut backup);
+    let snapshot = primary.ask(Command::Snapshot);
+    let seen = &snapshot.stats.histograms.seen;
+    assert_eq!(seen.len(), 1);
+    assert!(seen.equivalent(seen.max(), 7_000), "{}", seen.max());
+    let counters = snapshot.stats.counters;
+    let kicks = (counters.kicks, counters.kicks_suppressed);
+    assert_eq!(kicks, (1, 5), "{counters:?}");
+}
+
 /// An append that the peer has received, where those count that are replayed.
 fn received_not_replayed() -> (Side, Side) {
     let (mut primary, mut backup) = pair(true);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use format::{Entry, EntryKind, ExitNumber};
+use format::{Entry, ExitNumber};
 
 /// How many entries before the divergence a report holds.
 pub(crate) const CONTEXT_ENTRIES: usize = 24;
@@ -63,7 +63,7 @@ impl Mismatch {
     }
 }
 
-/// A report that names the point, what was expected, what came, and the entries before it.
+/// A report that names the point, what was expected, what came, and the entries around it.
 #[derive(Debug, Clone)]
 pub struct Divergence {
     /// The last exit of this machine.
@@ -76,8 +76,10 @@ pub struct Divergence {
     pub cpl: u8,
     /// What differed.
     pub mismatch: Mismatch,
-    /// The entries before it, oldest first, as text.
+    /// The entries before it, oldest first, as text; the last one is the one that does not fit.
     pub entries: Vec<String>,
+    /// Those after it, as far as somebody knows them.
+    pub after: Vec<String>,
 }
 
 impl std::error::Error for Divergence {}
@@ -120,6 +122,12 @@ impl fmt::Display for Divergence {
         self.entries
             .iter()
             .try_for_each(|entry| writeln!(f, "    {entry}"))?;
+        if !self.after.is_empty() {
+            writeln!(f, "  entries after it:")?;
+        }
+        self.after
+            .iter()
+            .try_for_each(|entry| writeln!(f, "    {entry}"))?;
         write!(
             f,
             "  causes to look for: a program that executes RDRAND, RDSEED, RDPID, XGETBV or AVX \
@@ -131,7 +139,7 @@ impl fmt::Display for Divergence {
 /// The last entries, for the report.
 #[derive(Debug, Default)]
 pub(crate) struct Context {
-    entries: VecDeque<(ExitNumber, EntryKind, String)>,
+    entries: VecDeque<String>,
 }
 
 impl Context {
@@ -139,16 +147,19 @@ impl Context {
         if self.entries.len() == CONTEXT_ENTRIES {
             self.entries.pop_front();
         }
-        self.entries
-            .push_back((entry.exit, entry.event.kind(), summary(entry)));
+        self.entries.push_back(line(entry));
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {
-        let line = |(exit, kind, text): &(ExitNumber, EntryKind, String)| {
-            format!("exit {exit:<10} {:<9} {text}", kind.name())
-        };
-        self.entries.iter().map(line).collect()
+        self.entries.iter().cloned().collect()
     }
+}
+
+/// An entry in a line of a report.
+#[must_use]
+pub fn line(entry: &Entry<'_>) -> String {
+    let kind = entry.event.kind().name();
+    format!("exit {:<10} {kind:<9} {}", entry.exit, summary(entry))
 }
 
 /// What an entry holds, in a few words.

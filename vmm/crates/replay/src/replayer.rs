@@ -347,6 +347,7 @@ impl<V: Vm, C: Vcpu> Replayer<V, C> {
             cpl: self.machine.vcpu().sregs().cs.dpl,
             mismatch,
             entries: self.context.lines(),
+            after: Vec::new(),
         }))
     }
 
