@@ -47,15 +47,11 @@ pub(super) fn latency(world: &World, times: Times, series: &mut Series) -> Resul
                 .noted("entries of 1500 bytes, each due at once");
             let rate = most * f64::from(percent) / 100.0;
             let name = format!("ack_open_loop_{percent}{suffix}");
-            let loaded = load(world, times, setup, Some(rate))?;
-            series.value(&format!("{name}_rate"), "1/s", loaded.rate());
-            series.times(&name, loaded.latencies);
+            load(world, times, setup, Some(rate))?.tell(&name, series);
             // More than a tenth is far more than it takes without.
             if suffix.is_empty() && percent == 10 {
-                let beside = load(world, times, unbatched, Some(rate))?;
                 let name = format!("{name}_batching_off");
-                series.value(&format!("{name}_rate"), "1/s", beside.rate());
-                series.times(&name, beside.latencies);
+                load(world, times, unbatched, Some(rate))?.tell(&name, series);
             }
         }
     }
@@ -108,6 +104,11 @@ impl Load {
             acked_end: (0, start),
             latencies: histogram(),
         }
+    }
+
+    fn tell(self, name: &str, series: &mut Series) {
+        series.value(&format!("{name}_rate"), "1/s", self.rate());
+        series.times(name, self.latencies);
     }
 
     /// Entries a second that were acknowledged in the time after the warm-up.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use format::{Assembler, Entry, EntryKind, EntryReader, Event, ExitNumber, FrameHeader, Tail};
-use replay::{RecordingError, RecordingReader};
+use replay::{RecordingError, RecordingReader, line};
 use thiserror::Error;
 
 use super::Outcome;
@@ -81,15 +81,6 @@ fn each_entry(
         }
         Ok(())
     })
-}
-
-fn line(entry: &Entry<'_>) -> String {
-    let kind = entry.event.kind().name();
-    format!(
-        "exit {:<10} {kind:<9} {}",
-        entry.exit,
-        replay::summary(entry)
-    )
 }
 
 fn print_matching(

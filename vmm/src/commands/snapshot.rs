@@ -102,8 +102,7 @@ fn watch(
                     disk: identity,
                     disk_path,
                     tap,
-                    recording: None,
-                    entries: 0,
+                    ..SnapshotMeta::default()
                 };
                 vm::write_snapshot(&out, &meta, state, memory)
             });

@@ -1,7 +1,7 @@
 //! The VM's disk: a raw image, or a block device, of the host.
 #![allow(unsafe_code)] // flock and the size of a block device have no safe interface here.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -114,11 +114,8 @@ impl DiskIdentity {
     /// # Errors
     /// The file system does not say.
     pub fn of_file(path: &Path) -> Result<Self, DiskError> {
-        let meta = std::fs::metadata(path).map_err(|source| DiskError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::of_path(path, meta.len() / SECTOR_LEN)
+        let meta = metadata(path)?;
+        Ok(Self::new(&meta, meta.len() / SECTOR_LEN))
     }
 
     /// The identity of the image `path` with so many sectors.
@@ -126,17 +123,22 @@ impl DiskIdentity {
     /// # Errors
     /// The file system does not say.
     pub fn of_path(path: &Path, sectors: u64) -> Result<Self, DiskError> {
-        let meta = std::fs::metadata(path).map_err(|source| DiskError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
-        let generation_ns =
-            i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
-        Ok(Self {
-            bytes: sectors * SECTOR_LEN,
-            generation_ns,
-        })
+        Ok(Self::new(&metadata(path)?, sectors))
     }
+
+    fn new(meta: &Metadata, sectors: u64) -> Self {
+        Self {
+            bytes: sectors * SECTOR_LEN,
+            generation_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+        }
+    }
+}
+
+fn metadata(path: &Path) -> Result<Metadata, DiskError> {
+    std::fs::metadata(path).map_err(|source| DiskError::Open {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Keeps others away, where the file system has locks.

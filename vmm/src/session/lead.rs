@@ -319,8 +319,7 @@ fn write_running(
         disk: disk.map_err(|error| error.to_string())?,
         disk_path,
         tap,
-        recording: None,
-        entries: 0,
+        ..SnapshotMeta::default()
     };
     let (forked, child) = std::sync::mpsc::channel();
     let sent = vcpu.command(Command::Save(Box::new(move |state, memory| {

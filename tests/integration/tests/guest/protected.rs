@@ -34,6 +34,12 @@ fn a_switch_over_loses_no_answer_and_the_old_primary_becomes_the_backup() {
     };
     let mut counter = pair.connect();
     counter.count(5);
+    // A snapshot of a protected VM stops nothing.
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = dir.path().join("snapshot");
+    pair.ctl(Name::A, &["snapshot", snapshot.to_str().unwrap()])
+        .unwrap();
+    assert!(snapshot.join("state").metadata().unwrap().len() > 1 << 20);
     let status = pair.wait_for_protection(Name::A);
     assert!(
         status["last_transfer"]["bytes"].as_u64() > Some(1 << 20),

@@ -85,8 +85,8 @@ pub struct Engine<R> {
     /// When the kernel last had an answer, in ns.
     worked_at: u64,
     commands_due: bool,
-    /// Appends that a kick came for and that are still to be taken: one or none.
-    kicked_for: u64,
+    /// A kick came, and the append that it came for is still to be taken.
+    kicked: bool,
     /// Something changed while this turn prepared to wait: take another turn at once.
     again: bool,
 
@@ -141,7 +141,7 @@ impl<R: Ring> Engine<R> {
             now,
             worked_at: 0,
             commands_due: true,
-            kicked_for: 0,
+            kicked: false,
             again: false,
             memory: None,
             beat: None,
@@ -219,9 +219,10 @@ impl<R: Ring> Engine<R> {
         if let Some(sender) = &mut self.sender {
             sender.look_at_flush();
             let gathered = sender.gather(self.now)?;
-            let unkicked = gathered.saturating_sub(self.kicked_for);
-            self.kicked_for = self.kicked_for.saturating_sub(gathered);
-            self.stats.counters.kicks_suppressed += unkicked;
+            if gathered > 0 {
+                let kicked = std::mem::take(&mut self.kicked);
+                self.stats.counters.kicks_suppressed += gathered - u64::from(kicked);
+            }
         }
         if self.is_sending() {
             self.send_frame();
@@ -379,7 +380,7 @@ impl<R: Ring> Engine<R> {
             Token::Doorbell => self.commands_due = true,
             Token::LogKick => {
                 self.stats.counters.kicks += 1;
-                self.kicked_for = 1;
+                self.kicked = true;
             }
             Token::EventKick => self.stats.counters.kicks += 1,
             Token::DeliveryKick => {

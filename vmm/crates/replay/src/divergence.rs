@@ -163,8 +163,7 @@ pub fn line(entry: &Entry<'_>) -> String {
 }
 
 /// What an entry holds, in a few words.
-#[must_use]
-pub fn summary(entry: &Entry<'_>) -> String {
+fn summary(entry: &Entry<'_>) -> String {
     use format::Event::*;
     match entry.event {
         Time { ns } => format!("{}.{:09} s", ns / 1_000_000_000, ns % 1_000_000_000),

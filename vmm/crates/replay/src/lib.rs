@@ -34,7 +34,7 @@ mod sources;
 
 pub use clock::VirtualClock;
 pub use digest::Digest;
-pub use divergence::{Divergence, Mismatch, line, summary};
+pub use divergence::{Divergence, Mismatch, line};
 pub use effects::OutputSum;
 pub use machine::{Machine, MachineConfig, MachineError, Patches, Ran, TrapPorts};
 pub use recent::RecentOutput;
