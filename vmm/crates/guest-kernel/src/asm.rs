@@ -1,10 +1,10 @@
 //! Puts together the few instructions of a stub: bytes, near jumps to kernel symbols, short jumps
 //! to labels within the stub.
 //!
-//! Targets of short jumps must be at most 127 bytes ahead: stubs are small and written in this crate,
-//! so a miss is a mistake of ours.
+//! Targets of short jumps must be at most 127 bytes ahead, or 128 behind: stubs are small and written in
+//! this crate, so a miss is a mistake of ours.
 
-/// A place within the stub, not yet known.
+/// A place within the stub, perhaps not yet known.
 #[derive(Clone, Copy)]
 pub(crate) struct Label(usize);
 
@@ -49,13 +49,19 @@ impl Asm {
         Label(self.labels.len() - 1)
     }
 
+    /// A label of this place, to jump back to.
+    pub(crate) fn here(&mut self) -> Label {
+        self.labels.push(Some(self.code.len()));
+        Label(self.labels.len() - 1)
+    }
+
     /// Puts a label here.
     pub(crate) fn label(&mut self, label: Label) -> &mut Self {
         self.labels[label.0] = Some(self.code.len());
         self
     }
 
-    /// A short conditional jump: `opcode` is 74 for `jz`, 75 for `jnz`.
+    /// A short jump: `opcode` is 74 for `jz`, 75 for `jnz`, EB for one without condition.
     pub(crate) fn short(&mut self, opcode: u8, label: Label) -> &mut Self {
         self.code.extend_from_slice(&[opcode, 0]);
         self.short_jumps.push((self.code.len(), label));
@@ -66,9 +72,9 @@ impl Asm {
     pub(crate) fn finish(mut self) -> Vec<u8> {
         for (from, label) in &self.short_jumps {
             let to = self.labels[label.0].expect("every label of a stub is put down");
-            let distance = to.checked_sub(*from).expect("short jumps go forward");
-            assert!(distance < 128, "a short jump reaches 127 bytes");
-            self.code[from - 1] = u8::try_from(distance).expect("below 128");
+            let distance = to.cast_signed() - from.cast_signed();
+            let distance = i8::try_from(distance).expect("a short jump reaches 127 bytes");
+            self.code[from - 1] = distance.cast_unsigned();
         }
         self.code
     }

@@ -7,7 +7,9 @@
 
 use super::planner::{Planner, Reason};
 use super::skips::{Skip, skip};
-use super::{FastBoot, gigabyte, initrd, memory_map, prelink, startup, tables, timer};
+use super::{
+    FastBoot, before_init, crypto, gigabyte, initrd, memory_map, prelink, startup, tables, timer,
+};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
 
@@ -58,6 +60,11 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         "register_btf_kfunc_id_set",
         Skip::Zero,
         "nor for functions that they may call",
+    ),
+    (
+        "register_btf_id_dtor_kfuncs",
+        Skip::Zero,
+        "nor for those that give objects back",
     ),
     (
         "init_hw_perf_events",
@@ -180,6 +187,18 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         Skip::Zero,
         "no /sys/devices/system/clockevents",
     ),
+    ("init_irq_proc", Skip::Return, "no /proc/irq"),
+    (
+        "crash_save_vmcoreinfo_init",
+        Skip::Zero,
+        "no notes for a kernel that takes over after a crash",
+    ),
+    (
+        "dpm_sysfs_add",
+        Skip::Zero,
+        "no power directories in /sys/devices",
+    ),
+    ("dpm_sysfs_remove", Skip::Return, "nor their removal"),
     ("nvme_core_init", Skip::Zero, "no NVMe in the machine"),
     (
         "powercap_init",
@@ -200,6 +219,7 @@ pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanE
             },
         )?;
     }
+    planner.stubs_in("trace_event_init");
     if options.slow_timer {
         timer::plan(planner)?;
     }
@@ -208,6 +228,8 @@ pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanE
     }
     memory_map::plan(planner)?;
     startup::plan(planner)?;
+    before_init::plan(planner)?;
+    crypto::plan(planner)?;
     initrd::plan(planner)?;
     tables::plan(planner)?;
     prelink::plan(planner)

@@ -4,8 +4,6 @@
 //! put off. Here the first two of each block of 512 pages are made by the kernel, and a loop makes the
 //! others like the second: they differ in nothing but the list head within, which points to itself.
 
-use iced_x86::{Code, Decoder, DecoderOptions};
-
 use super::planner::{Planner, Reason};
 use crate::asm::{Asm, near_branch};
 use crate::error::PlanError;
@@ -53,20 +51,13 @@ fn nothing_put_off(planner: &mut Planner) -> Result<(), PlanError> {
         &[0x48, 0x81, 0xfa, 0xff, 0xff, 0xff, 0x7f],
         reason,
     )?;
-    answer_calls(
-        planner,
+    planner.answer_calls(
         "reserve_bootmem_region",
         "early_page_uninitialised",
         0,
         reason,
     )?;
-    answer_calls(
-        planner,
-        "memblock_free_pages",
-        "early_page_uninitialised",
-        0,
-        reason,
-    )
+    planner.answer_calls("memblock_free_pages", "early_page_uninitialised", 0, reason)
 }
 
 /// What is reserved lies in memory.
@@ -75,39 +66,7 @@ fn reserved_pages(planner: &mut Planner) -> Result<(), PlanError> {
         set: PatchSet::FastBoot,
         why: "pages that are reserved at start are there",
     };
-    answer_calls(planner, "reserve_bootmem_region", "pfn_valid", 1, reason)
-}
-
-/// Puts the answer in place of a call whose answer is known: `mov eax, answer`.
-fn answer_calls(
-    planner: &mut Planner,
-    function: &str,
-    callee: &str,
-    answer: u32,
-    reason: Reason,
-) -> Result<(), PlanError> {
-    let [a, b, c, d] = answer.to_le_bytes();
-    let calls = calls(planner, function, callee);
-    if calls.is_empty() {
-        planner.miss_table(function, format!("no call of {callee} in it"));
-    }
-    for (call, old) in calls {
-        planner.replace(call, &old, &[0xb8, a, b, c, d], reason)?;
-    }
-    Ok(())
-}
-
-/// Address and bytes of each call of `callee` in `function`.
-fn calls(planner: &mut Planner, function: &str, callee: &str) -> Vec<(u64, [u8; 5])> {
-    let found = planner.function(function).zip(planner.symbol(callee));
-    let Some(((addr, code), target)) = found else {
-        return Vec::new();
-    };
-    Decoder::with_ip(64, code, addr, DecoderOptions::NONE)
-        .into_iter()
-        .filter(|insn| insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target)
-        .map(|insn| (insn.ip(), near_branch(0xe8, insn.ip(), target)))
-        .collect()
+    planner.answer_calls("reserve_bootmem_region", "pfn_valid", 1, reason)
 }
 
 fn blocks(planner: &mut Planner) -> Result<(), PlanError> {
@@ -116,7 +75,7 @@ fn blocks(planner: &mut Planner) -> Result<(), PlanError> {
         planner.leave_site(KIND);
         return Ok(());
     };
-    let found = calls(planner, FUNCTION, MAKE_ONE);
+    let found = planner.calls(FUNCTION, MAKE_ONE);
     let [(call, old)] = found[..] else {
         planner.miss_table(FUNCTION, format!("calls {MAKE_ONE} {} times", found.len()));
         return Ok(());
@@ -158,9 +117,9 @@ fn make_block(stub: u64, make_one: u64) -> Vec<u8> {
         .raw(&[0x48, 0x8b, 0x7c, 0x24, 0x08]) // mov rdi, [rsp+8]: the description
         .raw(&[0x48, 0x8b, 0x17]) // mov rdx, [rdi]: flags
         .raw(&[0x4c, 0x8b, 0x47, 0x30]) // mov r8, [rdi+0x30]: counts
-        .raw(&[0x31, 0xc9]) // xor ecx, ecx
-        // Another one:
-        .raw(&[0x48, 0x8d, 0x43, 0x01]) // lea rax, [rbx+1]
+        .raw(&[0x31, 0xc9]); // xor ecx, ecx
+    let another = asm.here();
+    asm.raw(&[0x48, 0x8d, 0x43, 0x01]) // lea rax, [rbx+1]
         .raw(&[0x4c, 0x39, 0xc8]) // cmp rax, r9
         .short(0x73, done) // jae
         .raw(&[0x48, 0x89, 0xc3]) // mov rbx, rax
@@ -174,7 +133,7 @@ fn make_block(stub: u64, make_one: u64) -> Vec<u8> {
         .raw(&[0x48, 0x89, 0x4f, 0x28]) // mov [rdi+0x28], rcx
         .raw(&[0x4c, 0x89, 0x47, 0x30]) // mov [rdi+0x30], r8
         .raw(&[0x48, 0x89, 0x4f, 0x38]) // mov [rdi+0x38], rcx
-        .raw(&[0xeb, 0xcb]) // jmp: another one
+        .short(0xeb, another) // jmp
         .label(done)
         .raw(&[0xc3]); // ret
     asm.finish()

@@ -5,6 +5,8 @@
 //! first, bulk patches leave out what is already covered.
 
 mod alternatives;
+mod before_init;
+mod crypto;
 mod determinism;
 mod fast_boot;
 mod gigabyte;

@@ -3,17 +3,19 @@
 //! What always holds: the patches do not overlap, and the old bytes of each are those of the image.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
 
-use super::{KNOWN_SERIES, PlanReport};
+use super::prelink::NOP5;
+use super::{KNOWN_SERIES, PlanReport, alternatives};
 use crate::asm::near_branch;
 use crate::bytes::offset_by;
 use crate::error::{Missed, PlanError};
 use crate::image::{KernelImage, Section};
 use crate::patch::{Patch, PatchPlan, PatchSet};
 
-/// Where stubs go: the exception entries of paravirtual Xen guests, which never run here. They lie one
+/// Where stubs go first: the exception entries of paravirtual Xen guests, which never run here. They lie one
 /// after the other, 496 bytes in 6.1, and no table of the kernel (ftrace, returns, alternatives, jump
 /// labels) has an entry in them, so that nothing is written over a stub later.
 const STUB_ROOM: &str = "xen_asm_exc_divide_error";
@@ -40,8 +42,8 @@ pub(super) struct Planner<'a> {
     pub(super) report: PlanReport,
     patches: BTreeMap<u64, Patch>,
     missed: BTreeSet<Missed>,
-    /// Bytes from [`STUB_ROOM`] on that are taken.
-    stub_room_used: u64,
+    /// Where stubs may go: from the next free byte to the end of each place.
+    rooms: Vec<Range<u64>>,
 }
 
 impl<'a> Planner<'a> {
@@ -51,7 +53,7 @@ impl<'a> Planner<'a> {
             report: PlanReport::default(),
             patches: BTreeMap::new(),
             missed: BTreeSet::new(),
-            stub_room_used: 0,
+            rooms: Vec::new(),
         }
     }
 
@@ -187,26 +189,33 @@ impl<'a> Planner<'a> {
         self.report.sites.entry(kind).or_default().left += 1;
     }
 
-    /// Puts a stub into the room for stubs; `build` gets its address. `None` without that room.
+    /// Puts a stub into the first room with enough space; `build` gets its address. `None` without the first
+    /// of them.
     pub(super) fn stub(
         &mut self,
         reason: Reason,
-        build: impl FnOnce(u64) -> Vec<u8>,
+        build: impl Fn(u64) -> Vec<u8>,
     ) -> Result<Option<u64>, PlanError> {
-        let Some(room) = self.symbol(STUB_ROOM) else {
-            return Ok(None);
-        };
-        let addr = room + self.stub_room_used;
-        let code = build(addr);
-        let left = self.stub_room_end(room).saturating_sub(addr);
-        if code.len() as u64 > left {
-            return Err(PlanError::NoRoom {
-                need: code.len(),
-                place: STUB_ROOM,
-                left,
-            });
+        if self.rooms.is_empty() {
+            let Some(start) = self.symbol(STUB_ROOM) else {
+                return Ok(None);
+            };
+            self.rooms.push(start..self.stub_room_end(start));
         }
-        self.stub_room_used += (code.len() as u64).next_multiple_of(STUB_ALIGN);
+        let left = |room: &Range<u64>| room.end.saturating_sub(room.start);
+        let fits = self.rooms.iter_mut().find_map(|room| {
+            let code = build(room.start);
+            (code.len() as u64 <= left(room)).then_some((room, code))
+        });
+        let Some((room, code)) = fits else {
+            return Err(PlanError::NoRoom {
+                need: build(0).len(),
+                place: STUB_ROOM,
+                left: self.rooms.iter().map(left).max().unwrap_or(0),
+            });
+        };
+        let addr = room.start;
+        room.start += (code.len() as u64).next_multiple_of(STUB_ALIGN);
         let old = self
             .image
             .read(addr, code.len())
@@ -214,6 +223,41 @@ impl<'a> Planner<'a> {
             .to_vec();
         self.replace(addr, &old, &code, reason)?;
         Ok(Some(addr))
+    }
+
+    /// Lets stubs go where the code of a function lies that is left out, behind what returns at once. The
+    /// function must have no alternatives: the kernel would write them over a stub.
+    pub(super) fn stubs_in(&mut self, function: &str) {
+        let Some((addr, code)) = self.function(function) else {
+            return;
+        };
+        let room = (addr + 1).next_multiple_of(STUB_ALIGN)..addr + code.len() as u64;
+        let taken = alternatives::entries(self)
+            .iter()
+            .any(|alternative| room.contains(&alternative.code));
+        if taken {
+            self.miss_table(function, String::from("alternatives are in it"));
+        } else {
+            self.rooms.push(room);
+        }
+    }
+
+    /// Puts a stub in front of `function`, in place of its `call __fentry__`: `build` gets its address and
+    /// that of the rest of the function.
+    pub(super) fn in_front(
+        &mut self,
+        function: &str,
+        reason: Reason,
+        build: impl Fn(u64, u64) -> Vec<u8>,
+    ) -> Result<(), PlanError> {
+        let Some((addr, old)) = self.fentry_site(function) else {
+            return Ok(());
+        };
+        let rest = addr + old.len() as u64;
+        match self.stub(reason, |stub| build(stub, rest))? {
+            Some(stub) => self.replace(addr, &old, &near_branch(0xe9, addr, stub), reason),
+            None => Ok(()),
+        }
     }
 
     /// The code of a function, from its symbol to the next one.
@@ -245,6 +289,78 @@ impl<'a> Planner<'a> {
             return None;
         }
         first
+    }
+
+    /// Instructions of `function` that `wanted` accepts.
+    pub(super) fn insns(
+        &mut self,
+        function: &str,
+        wanted: impl Fn(&Instruction) -> bool,
+    ) -> Vec<Instruction> {
+        let Some((addr, code)) = self.function(function) else {
+            return Vec::new();
+        };
+        Decoder::with_ip(64, code, addr, DecoderOptions::NONE)
+            .into_iter()
+            .filter(|insn| wanted(insn))
+            .collect()
+    }
+
+    /// Writes a miss down unless `function` has an instruction that shows `what`.
+    pub(super) fn has_insn(
+        &mut self,
+        function: &str,
+        what: &str,
+        shows: impl Fn(&Instruction) -> bool,
+    ) {
+        if self.insns(function, shows).is_empty() {
+            self.miss_table(function, format!("nothing in it shows {what}"));
+        }
+    }
+
+    /// Address and bytes of each call of `callee` in `function`; none is a miss.
+    pub(super) fn calls(&mut self, function: &str, callee: &str) -> Vec<(u64, [u8; 5])> {
+        let Some(target) = self.symbol(callee) else {
+            return Vec::new();
+        };
+        let calls = self.insns(function, |insn| {
+            insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target
+        });
+        if calls.is_empty() {
+            self.miss_table(function, format!("no call of {callee} in it"));
+        }
+        calls
+            .iter()
+            .map(|call| (call.ip(), near_branch(0xe8, call.ip(), target)))
+            .collect()
+    }
+
+    /// Puts the answer in place of each call of `callee` in `function`: `mov eax, answer`.
+    pub(super) fn answer_calls(
+        &mut self,
+        function: &str,
+        callee: &str,
+        answer: u32,
+        reason: Reason,
+    ) -> Result<(), PlanError> {
+        let [a, b, c, d] = answer.to_le_bytes();
+        for (call, old) in self.calls(function, callee) {
+            self.replace(call, &old, &[0xb8, a, b, c, d], reason)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a NOP in place of each call of `callee` in `function`.
+    pub(super) fn take_out_calls(
+        &mut self,
+        function: &str,
+        callee: &str,
+        reason: Reason,
+    ) -> Result<(), PlanError> {
+        for (call, old) in self.calls(function, callee) {
+            self.replace(call, &old, &NOP5, reason)?;
+        }
+        Ok(())
     }
 
     /// Replaces the only place in `function` where an instruction starts with `old`.

@@ -1,11 +1,10 @@
 //! Takes work out of the start that has no use in a VM, where leaving a whole function out would take
 //! too much: loops over tables, and calls within functions that are needed.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Code, Instruction, Register};
 
 use super::planner::{Planner, Reason};
-use super::prelink::NOP5;
-use crate::asm::Asm;
+use crate::asm::{Asm, near_branch};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
 
@@ -21,22 +20,11 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     command_line_of_each_level(planner)?;
     static_calls_by_trampoline(planner)?;
     paravirtual_calls(planner)?;
-    spin_unlock(planner)
-}
-
-/// Instructions of `function` that `wanted` accepts.
-fn insns(
-    planner: &mut Planner,
-    function: &str,
-    wanted: impl Fn(&Instruction) -> bool,
-) -> Vec<Instruction> {
-    let Some((addr, code)) = planner.function(function) else {
-        return Vec::new();
-    };
-    Decoder::with_ip(64, code, addr, DecoderOptions::NONE)
-        .into_iter()
-        .filter(|insn| wanted(insn))
-        .collect()
+    spin_unlock(planner)?;
+    parameters(planner)?;
+    behind_memory(planner)?;
+    names_of_owners(planner)?;
+    random_numbers(planner)
 }
 
 /// `param_sysfs_init` makes `/sys/module` and fills it with the parameters and versions of what is
@@ -52,7 +40,7 @@ fn builtin_parameters_in_sysfs(planner: &mut Planner) -> Result<(), PlanError> {
         let Some((start_addr, stop_addr)) = found else {
             continue;
         };
-        let loads = insns(planner, FUNCTION, |insn| {
+        let loads = planner.insns(FUNCTION, |insn| {
             insn.code() == Code::Mov_rm64_imm32
                 && insn.immediate32to64().cast_unsigned() == start_addr
         });
@@ -81,19 +69,14 @@ fn builtin_parameters_in_sysfs(planner: &mut Planner) -> Result<(), PlanError> {
 /// `core_param_cb` and the like) are not seen then.
 fn command_line_of_each_level(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "the command line is not parsed again for each level of initialisation";
-    take_out_calls(planner, "kernel_init_freeable", "parse_args", reason(why))
+    planner.take_out_calls("kernel_init_freeable", "parse_args", reason(why))
 }
 
 /// Indirect calls through `pv_ops` work as they are; the kernel would make some four thousand of them
 /// direct.
 fn paravirtual_calls(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "calls through pv_ops stay indirect";
-    take_out_calls(
-        planner,
-        "alternative_instructions",
-        "apply_paravirt",
-        reason(why),
-    )
+    planner.take_out_calls("alternative_instructions", "apply_paravirt", reason(why))
 }
 
 /// The call through `pv_ops` for a lock that is given back keeps ten registers for a function that clears
@@ -109,55 +92,150 @@ fn spin_unlock(planner: &mut Planner) -> Result<(), PlanError> {
     planner.replace(addr, &old, &new, reason(why))
 }
 
-fn take_out_calls(
-    planner: &mut Planner,
-    function: &str,
-    callee: &str,
-    reason: Reason,
-) -> Result<(), PlanError> {
-    let Some(target) = planner.symbol(callee) else {
-        return Ok(());
-    };
-    let calls = insns(planner, function, |insn| {
-        insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target
-    });
-    if calls.is_empty() {
-        planner.miss_table(function, format!("no call of {callee} in it"));
-    }
-    for call in calls {
-        let old = planner
-            .image
-            .read(call.ip(), NOP5.len())
-            .unwrap_or_default();
-        planner.replace(call.ip(), old, &NOP5, reason)?;
-    }
-    Ok(())
-}
-
 /// `arch_static_call_transform(site, trampoline, function, tail)` changes a trampoline, or one of the
 /// thousands of sites that call it. A site that is left alone calls the trampoline, which is always
 /// right. A stub in place of the function's `call __fentry__` returns if there is a site.
 fn static_calls_by_trampoline(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "static calls go through their trampolines";
-    let Some((addr, old)) = planner.fentry_site("arch_static_call_transform") else {
-        return Ok(());
-    };
-    let after = addr + old.len() as u64;
-    let stub = planner.stub(reason(why), |stub| {
+    planner.in_front("arch_static_call_transform", reason(why), |stub, rest| {
         let mut asm = Asm::at(stub);
         let has_site = asm.forward();
         asm.raw(&[0x48, 0x85, 0xff]) // test rdi, rdi: the site
             .short(0x75, has_site) // jnz
-            .jmp(after)
+            .jmp(rest)
             .label(has_site)
             .raw(&[0xc3]); // ret
         asm.finish()
+    })
+}
+
+/// The kernel looks each parameter of its command line up in four tables of some 1500 names, and measures
+/// the length of a name before it compares. Here the first characters are compared before, in a stub each.
+fn parameters(planner: &mut Planner) -> Result<(), PlanError> {
+    let reason =
+        reason("names of parameters are compared only if they begin with the same character");
+    let by_rsi = [0x3a, 0x06]; // cmp al, [rsi]
+    // parameq(a, b): whether they are the same.
+    planner.in_front("parameq", reason, |stub, rest| {
+        unless_first_differs(stub, &by_rsi, 0, rest)
+    })?;
+    lengths_of_names(planner, reason)?;
+    // strcmp(parameter, "console") for each entry that is not early: not zero if they differ.
+    if let Some(strcmp) = planner.symbol("strcmp") {
+        let stub = planner.stub(reason, |stub| {
+            unless_first_differs(stub, &by_rsi, 1, strcmp)
+        })?;
+        let Some(stub) = stub else { return Ok(()) };
+        for (call, old) in planner.calls("do_early_param", "strcmp") {
+            planner.replace(call, &old, &near_branch(0xe8, call, stub), reason)?;
+        }
+    }
+    Ok(())
+}
+
+/// `unknown_bootoption` compares as many characters as the name in the table has: one is enough where the
+/// first differs. The parameter is in RBX.
+fn lengths_of_names(planner: &mut Planner, reason: Reason) -> Result<(), PlanError> {
+    const FUNCTION: &str = "unknown_bootoption";
+    /// Under which name a kernel with other registers is counted.
+    const KIND: &str = "lengths of names of parameters";
+    let symbols = planner.symbol("strlen").zip(planner.symbol("parameqn"));
+    let Some((strlen, parameqn)) = symbols else {
+        return Ok(());
+    };
+    let insns = planner.insns(FUNCTION, |_| true);
+    let calls = |insn: &Instruction, target| {
+        insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target
+    };
+    // call strlen; mov rsi, …; mov rdi, rbx; movsxd rdx, eax; mov …, rdx; call parameqn
+    let found = insns.windows(6).find(|window| {
+        calls(&window[0], strlen)
+            && calls(&window[5], parameqn)
+            && window.iter().any(|insn| {
+                insn.op0_register() == Register::RDI && insn.op1_register() == Register::RBX
+            })
+    });
+    let Some(found) = found else {
+        planner.leave_site(KIND);
+        return Ok(());
+    };
+    let by_rbx = [0x3a, 0x03]; // cmp al, [rbx]
+    let stub = planner.stub(reason, |stub| {
+        unless_first_differs(stub, &by_rbx, 1, strlen)
     })?;
     let Some(stub) = stub else { return Ok(()) };
-    planner.replace(
-        addr,
-        &old,
-        &crate::asm::near_branch(0xe9, addr, stub),
-        reason(why),
-    )
+    let call = found[0].ip();
+    let old = near_branch(0xe8, call, strlen);
+    planner.replace_site(KIND, call, &old, &near_branch(0xe8, call, stub), reason)
+}
+
+/// A stub that goes on at `target` if the character at RDI equals the operand of `compare` (a `cmp al, …`
+/// without its opcode's prefix), and returns `answer` if not.
+fn unless_first_differs(stub: u64, compare: &[u8], answer: u32, target: u64) -> Vec<u8> {
+    let mut asm = Asm::at(stub);
+    let same = asm.forward();
+    asm.raw(&[0x8a, 0x07]) // mov al, [rdi]
+        .raw(compare) // cmp al, …
+        .short(0x74, same) // jz
+        .raw(&[0xb8])
+        .raw(&answer.to_le_bytes()) // mov eax, answer
+        .raw(&[0xc3]) // ret
+        .label(same)
+        .jmp(target);
+    asm.finish()
+}
+
+/// Where memory is mapped, the rest of each page table, behind the end of memory, would be cleared where
+/// nothing is in the memory map: a new table is clear.
+fn behind_memory(planner: &mut Planner) -> Result<(), PlanError> {
+    let reason = reason("page tables behind the end of memory are clear already");
+    for function in ["phys_pud_init", "phys_pmd_init", "phys_pte_init"] {
+        planner.answer_calls(function, "e820__mapped_any", 1, reason)?;
+    }
+    Ok(())
+}
+
+/// A module's symbol is resolved with the name of its owner, which is copied, and padded to 56 bytes.
+fn names_of_owners(planner: &mut Planner) -> Result<(), PlanError> {
+    let Some(strcpy) = planner.symbol("strcpy") else {
+        return Ok(());
+    };
+    let reason = reason("names of modules are not padded; they are shorter than their place");
+    for (call, old) in planner.calls("resolve_symbol", "strncpy") {
+        planner.replace(call, &old, &near_branch(0xe8, call, strcpy), reason)?;
+    }
+    Ok(())
+}
+
+/// The VMM gives the kernel a seed of random numbers at start. Two things are done with them then that cost
+/// more than they give: each of a thousand steps of initialisation adds when it comes, and a table of counters
+/// is filled, which is as large here as on a machine with little memory.
+fn random_numbers(planner: &mut Planner) -> Result<(), PlanError> {
+    let why = "steps of initialisation add no randomness: the seed is the VMM's";
+    planner.take_out_calls("do_one_initcall", "add_device_randomness", reason(why))?;
+    // push 256 << 10 becomes push 2 << 10, the least that the kernel makes.
+    let (old, new) = ([0x68, 0, 0, 4, 0], [0x68, 0, 8, 0, 0]);
+    let why = "2048 counters for the identifications of IP packets";
+    planner.replace_insn("ip_rt_init", &old, &new, reason(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::asm::listing;
+
+    #[test]
+    fn stub_decodes_to_its_listing() {
+        const STUB: u64 = 0xffff_ffff_8101_0000;
+        let code = unless_first_differs(STUB, &[0x3a, 0x06], 1, 0xffff_ffff_8120_0000);
+        assert_eq!(
+            listing(&code, STUB),
+            "mov al,[rdi]\n\
+             cmp al,[rsi]\n\
+             je short 0FFFFFFFF8101000Ch\n\
+             mov eax,1\n\
+             ret\n\
+             jmp 0FFFFFFFF81200000h\n"
+        );
+    }
 }

@@ -93,7 +93,7 @@ pub(super) fn detour(
     entry_symbol: &str,
     error_code: ErrorCode,
     reason: Reason,
-    build: impl FnOnce(u64, Original) -> Vec<u8>,
+    build: impl Fn(u64, Original) -> Vec<u8>,
 ) -> Result<(), PlanError> {
     let symbols = (planner.symbol(entry_symbol), planner.symbol("error_entry"));
     let (Some(entry), Some(error_entry)) = symbols else {

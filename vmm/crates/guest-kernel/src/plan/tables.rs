@@ -4,10 +4,7 @@
 //! `sort` at the start are taken out. A module's static-call sites stay unsorted then: the kernel
 //! treats each run of one key by itself, which is slower and right.
 
-use iced_x86::{Code, Decoder, DecoderOptions};
-
 use super::planner::{Planner, Reason};
-use super::prelink::NOP5;
 use crate::bytes::{i32_at, offset_by, u64_at};
 use crate::error::PlanError;
 use crate::patch::PatchSet;
@@ -22,8 +19,8 @@ const KEY_FLAGS: u64 = 3;
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     jump_labels(planner)?;
     static_calls(planner)?;
-    take_out_sort(planner, "jump_label_init")?;
-    take_out_sort(planner, "__static_call_init")
+    planner.take_out_calls("jump_label_init", "sort", REASON)?;
+    planner.take_out_calls("__static_call_init", "sort", REASON)
 }
 
 /// struct jump_entry: 32-bit distances to code and target, a 64-bit one to the key with flags.
@@ -47,6 +44,13 @@ fn jump_labels(planner: &mut Planner) -> Result<(), PlanError> {
             (key, code, offset_by(at + 4, i32_at(entry, 4).unwrap_or(0)))
         })
         .collect();
+    if let Some((_, code, _)) = entries
+        .iter()
+        .find(|(_, code, _)| planner.covered(*code, 2))
+    {
+        planner.miss_table(name, format!("the code at {code:#x} is patched already"));
+        return Ok(());
+    }
     entries.sort_by_key(|(key, code, _)| (key & !KEY_FLAGS, *code));
     let mut sorted = Vec::with_capacity(bytes.len());
     for ((key, code, target), at) in entries.into_iter().zip((start..).step_by(ENTRY)) {
@@ -107,28 +111,4 @@ fn whole_table(
 fn distance(from: u64, to: u64) -> [u8; 4] {
     let [a, b, c, d, ..] = to.wrapping_sub(from).to_le_bytes();
     [a, b, c, d]
-}
-
-/// Replaces every `call sort` in `function` by a NOP.
-fn take_out_sort(planner: &mut Planner, function: &'static str) -> Result<(), PlanError> {
-    let symbols = (planner.symbol("sort"), planner.symbol(function));
-    let (Some(sort), Some(addr)) = symbols else {
-        return Ok(());
-    };
-    let end = addr + planner.image.symbols().room_at(addr).unwrap_or(0);
-    let Some(code) = planner.bytes(function, addr, end) else {
-        return Ok(());
-    };
-    let mut calls = 0;
-    for insn in Decoder::with_ip(64, code, addr, DecoderOptions::NONE) {
-        if insn.code() == Code::Call_rel32_64 && insn.near_branch64() == sort {
-            let old = planner.image.read(insn.ip(), 5).unwrap_or_default();
-            planner.replace(insn.ip(), old, &NOP5, REASON)?;
-            calls += 1;
-        }
-    }
-    if calls == 0 {
-        planner.miss_table(function, String::from("no call of sort in it"));
-    }
-    Ok(())
 }
