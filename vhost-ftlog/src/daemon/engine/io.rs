@@ -93,7 +93,6 @@ pub(super) struct Io<R> {
     files: [Option<OwnedFd>; SLOTS as usize],
     under_way: u32,
     deferred: VecDeque<Completion>,
-    enters: u64,
 }
 
 /// How often the data thread wakes to tick its progress word, in ns, while there is a VMM.
@@ -117,7 +116,6 @@ impl<R: Ring> Io<R> {
             files: std::array::from_fn(|_| None),
             under_way: 0,
             deferred: VecDeque::new(),
-            enters: 0,
         }
     }
 
@@ -126,9 +124,9 @@ impl<R: Ring> Io<R> {
         &mut self.ring
     }
 
-    /// How often the kernel was entered.
+    /// System calls made.
     pub(super) fn enters(&self) -> u64 {
-        self.enters
+        self.ring.enters()
     }
 
     /// Puts a file into its slot; it is closed when it is replaced. No operation on the slot may be
@@ -183,7 +181,6 @@ impl<R: Ring> Io<R> {
     /// Adds one to an eventfd, at once.
     pub(super) fn call(&mut self, slot: Slot) {
         if let Some(event) = &self.files[slot as usize] {
-            self.enters += 1;
             self.ring.signal(slot, event.as_fd());
         }
     }
@@ -262,7 +259,6 @@ impl<R: Ring> Io<R> {
         if answered && !self.ring.has_work() {
             return Ok(());
         }
-        self.enters += 1;
         self.ring.enter(if answered { Wait::No } else { wait })
     }
 
@@ -325,7 +321,6 @@ impl<R: Ring> Io<R> {
             }
         }
         while self.under_way & mask != 0 {
-            self.enters += 1;
             self.ring.enter(Wait::AtMost(CANCEL_WAIT_NS))?;
             while let Some(completion) = self.ring.next() {
                 self.note(completion);

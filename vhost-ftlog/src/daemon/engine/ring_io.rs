@@ -128,7 +128,8 @@ pub trait Ring {
     /// eventfds to a worker thread, which takes longer than all the rest of an acknowledgement.
     fn signal(&mut self, slot: Slot, event: BorrowedFd<'_>);
 
-    /// Queues an operation.
+    /// Queues an operation. A short send may be carried out at once, and have its answer before the next
+    /// [`Ring::enter`].
     ///
     /// # Safety
     /// The memory that it names stays valid until it is answered, and nobody reads what it writes
@@ -167,4 +168,7 @@ pub trait Ring {
 
     /// Whether [`Op::WaitWord`] works.
     fn can_wait_word(&self) -> bool;
+
+    /// System calls made, for the metrics.
+    fn enters(&self) -> u64;
 }

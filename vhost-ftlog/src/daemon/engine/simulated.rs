@@ -317,4 +317,8 @@ impl Ring for Simulated {
     fn can_wait_word(&self) -> bool {
         true
     }
+
+    fn enters(&self) -> u64 {
+        self.kernel().entered
+    }
 }

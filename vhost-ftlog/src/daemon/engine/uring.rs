@@ -6,8 +6,9 @@
 #![allow(unsafe_code)] // Submission entries name memory by address; the buffer ring is shared memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -16,7 +17,7 @@ use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use thiserror::Error;
 
 use super::ring_io::{Completion, Op, Ring, SLOTS, Slot, Wait};
-use super::zero_copy::{Answered, ZeroCopy};
+use super::zero_copy::{Answered, ZeroCopy, message_len};
 
 const ENTRIES: u32 = 64;
 const BUFFER_GROUP: u16 = 0;
@@ -30,6 +31,9 @@ const FUTEX_ANY: u64 = 0xffff_ffff;
 
 /// How long a polling kernel thread looks for work before it sleeps, in ms.
 const POLL_IDLE_MS: u32 = 2;
+
+/// Messages up to this long are sent by a system call of their own, in bytes.
+const AT_ONCE_BYTES: usize = 16 << 10;
 
 /// What the ring may do besides; nothing by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,6 +83,11 @@ pub struct Uring {
     buffers: Option<BufferRing>,
     zero_copy: Option<ZeroCopy>,
     wait_word: bool,
+    /// The connection, where short messages are sent at once.
+    socket: Option<RawFd>,
+    sends_at_once: bool,
+    /// Answers to what was sent at once.
+    sent: VecDeque<Completion>,
     /// System calls made, for the metrics.
     enters: u64,
 }
@@ -120,6 +129,9 @@ impl Uring {
             buffers: None,
             zero_copy: (options.zero_copy && can_zero_copy).then(ZeroCopy::default),
             wait_word,
+            socket: None,
+            sends_at_once: !options.kernel_polls,
+            sent: VecDeque::new(),
             enters: 0,
         };
         let buffers = BufferRing::new();
@@ -127,6 +139,32 @@ impl Uring {
             this.buffers = Some(buffers);
         }
         Ok(this)
+    }
+
+    /// Sends what is short, as far as it goes without waiting: by io_uring it takes longer, and the peer waits for
+    /// it. None where an operation is to do it: also where the kernel is about to be entered for something else.
+    ///
+    /// # Safety
+    /// As for [`Ring::push`].
+    unsafe fn send_at_once(&mut self, op: Op) -> Option<i32> {
+        let socket = self.socket.filter(|_| self.sends_at_once)?;
+        if self.has_work() || self.has_answer() {
+            return None;
+        }
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: the caller vouches for the memory that the operation names.
+        let sent = unsafe {
+            match op {
+                Op::SendMessage { message } if message_len(message) <= AT_ONCE_BYTES => {
+                    libc::sendmsg(socket, message, flags)
+                }
+                Op::Send { bytes, len } => libc::send(socket, bytes.cast(), len as usize, flags),
+                _ => return None,
+            }
+        };
+        self.enters += 1;
+        // What fails here fails again as an operation, and is seen there.
+        i32::try_from(sent).ok().filter(|sent| *sent > 0)
     }
 
     fn entry(op: Op) -> squeue::Entry {
@@ -159,6 +197,9 @@ impl Uring {
 impl Ring for Uring {
     fn set_file(&mut self, slot: Slot, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fd = file.map_or(-1, |file| file.as_raw_fd());
+        if slot == Slot::Socket {
+            self.socket = (fd >= 0).then_some(fd);
+        }
         self.ring
             .submitter()
             .register_files_update(slot as u32, &[fd])
@@ -172,6 +213,16 @@ impl Ring for Uring {
     }
 
     unsafe fn push(&mut self, op: Op, token: u64) {
+        // SAFETY: the caller's promise.
+        if let Some(result) = unsafe { self.send_at_once(op) } {
+            let more = false;
+            self.sent.push_back(Completion {
+                token,
+                result,
+                more,
+            });
+            return;
+        }
         let (entry, token) = match (&mut self.zero_copy, op) {
             (Some(zero_copy), Op::SendMessage { message }) => {
                 // SAFETY: the caller vouches for the message.
@@ -224,11 +275,15 @@ impl Ring for Uring {
     }
 
     fn has_answer(&mut self) -> bool {
-        !self.ring.completion().is_empty()
+        !self.sent.is_empty()
+            || !self.ring.completion().is_empty()
             || self.zero_copy.as_ref().is_some_and(ZeroCopy::has_answer)
     }
 
     fn next(&mut self) -> Option<Completion> {
+        if let Some(answer) = self.sent.pop_front() {
+            return Some(answer);
+        }
         let entry = loop {
             if let Some(zero_copy) = &mut self.zero_copy
                 && let Some(answer) = zero_copy.take_answer()
@@ -279,6 +334,10 @@ impl Ring for Uring {
 
     fn can_wait_word(&self) -> bool {
         self.wait_word
+    }
+
+    fn enters(&self) -> u64 {
+        self.enters
     }
 }
 
@@ -453,6 +512,55 @@ mod tests {
             assert_eq!(answers, [whole], "{options:?}");
             assert_eq!(reader.join().unwrap(), bytes);
         }
+    }
+
+    #[test]
+    fn a_short_message_leaves_at_once_and_waits_where_the_socket_is_full() {
+        use std::io::{Read, Write};
+        use std::net::{TcpListener, TcpStream};
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut peer = listener.accept().unwrap().0;
+        let mut ring = ring();
+        ring.set_file(Slot::Socket, Some(socket.as_fd())).unwrap();
+        let record = [7u8; 32];
+        let op = Op::Send {
+            bytes: record.as_ptr(),
+            len: 32,
+        };
+        let whole = Completion {
+            token: 6,
+            result: 32,
+            more: false,
+        };
+        // SAFETY: the record lives until both answers.
+        unsafe { ring.push(op, 6) };
+        assert!(ring.has_answer() && !ring.has_work());
+        assert_eq!(ring.next(), Some(whole));
+        let mut got = [0; 32];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(got, record);
+
+        socket.set_nonblocking(true).unwrap();
+        let mut filled = 0;
+        while let Ok(more) = socket.write(&[0; 1000]) {
+            filled += more;
+        }
+        // SAFETY: as above.
+        unsafe { ring.push(op, 6) };
+        assert_eq!(ring.next(), None);
+        ring.enter(Wait::No).unwrap();
+        assert_eq!(ring.next(), None);
+        peer.read_exact(&mut vec![0; filled]).unwrap();
+        let mut answer = None;
+        while answer.is_none() {
+            ring.enter(Wait::AtMost(1_000_000_000)).unwrap();
+            answer = ring.next();
+        }
+        assert_eq!(answer, Some(whole));
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(got, record);
     }
 
     #[test]

@@ -27,6 +27,19 @@ pub(super) struct ZeroCopy {
     answer: Option<Completion>,
 }
 
+/// How many bytes a message has.
+///
+/// # Safety
+/// The message and its buffers' lengths are valid.
+pub(super) unsafe fn message_len(message: *const libc::msghdr) -> usize {
+    // SAFETY: the caller's promise.
+    let buffers = unsafe {
+        let message = &*message;
+        std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen)
+    };
+    buffers.iter().map(|buffer| buffer.iov_len).sum()
+}
+
 /// Whose a completion is.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answered {
@@ -43,11 +56,7 @@ impl ZeroCopy {
     /// The message and its buffers' lengths are valid.
     pub(super) unsafe fn pays(message: *const libc::msghdr) -> bool {
         // SAFETY: the caller's promise.
-        let buffers = unsafe {
-            let message = &*message;
-            std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen)
-        };
-        buffers.iter().map(|buffer| buffer.iov_len).sum::<usize>() >= LEAST_BYTES
+        unsafe { message_len(message) >= LEAST_BYTES }
     }
 
     /// The operation that sends it.
