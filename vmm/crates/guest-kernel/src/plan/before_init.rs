@@ -9,19 +9,11 @@ use super::planner::{Planner, Reason};
 use crate::asm::{Asm, near_branch};
 use crate::bytes::low_half;
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
 /// `SYSTEM_RUNNING`.
 const RUNNING: u8 = 3;
 /// `-ENOENT`.
 const NO_ENTRY: i32 = -2;
-
-const fn reason(why: &'static str) -> Reason {
-    Reason {
-        set: PatchSet::FastBoot,
-        why,
-    }
-}
 
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     let Some(state) = planner.symbol("system_state") else {
@@ -35,7 +27,7 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     });
     events(planner, state)?;
     let why = "the kernel asks for no modules before the first program runs";
-    planner.in_front("__request_module", reason(why), |stub, rest| {
+    planner.in_front("__request_module", Reason::fast_boot(why), |stub, rest| {
         answer(stub, state, NO_ENTRY, &[], rest)
     })?;
     messages(planner, state)
@@ -59,7 +51,8 @@ fn events(planner: &mut Planner, state: u64) -> Result<(), PlanError> {
         planner.leave_site(KIND);
         return Ok(());
     }
-    let reason = reason("no events of devices before the first program runs: nobody listens");
+    let reason =
+        Reason::fast_boot("no events of devices before the first program runs: nobody listens");
     let Some(stub) = planner.stub(reason, |stub| answer(stub, state, 0, &NONE, target))? else {
         return Ok(());
     };
@@ -89,7 +82,7 @@ fn messages(planner: &mut Planner, state: u64) -> Result<(), PlanError> {
         return Ok(());
     };
     let why = "messages above loglevel= are not kept before the first program runs";
-    planner.in_front("_printk", reason(why), |stub, rest| {
+    planner.in_front("_printk", Reason::fast_boot(why), |stub, rest| {
         message(stub, rest, state, level)
     })
 }

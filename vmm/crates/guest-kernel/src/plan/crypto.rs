@@ -9,12 +9,8 @@ use super::planner::{Planner, Reason};
 use crate::asm::{Asm, near_branch};
 use crate::bytes::low_half;
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
-const REASON: Reason = Reason {
-    set: PatchSet::FastBoot,
-    why: "ciphers count as tested: no thread for each",
-};
+const REASON: Reason = Reason::fast_boot("ciphers count as tested: no thread for each");
 /// Under which name a kernel that is left as it is is counted.
 const KIND: &str = "tests of ciphers";
 const FUNCTION: &str = "__crypto_register_alg";

@@ -11,7 +11,6 @@ use super::{
     FastBoot, before_init, crypto, gigabyte, initrd, memory_map, prelink, startup, tables, timer,
 };
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
 /// Functions that are left out: name, what they return instead, why that is right.
 const SKIPS: &[(&str, Skip, &str)] = &[
@@ -209,15 +208,7 @@ const SKIPS: &[(&str, Skip, &str)] = &[
 
 pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanError> {
     for (function, how, why) in SKIPS {
-        skip(
-            planner,
-            function,
-            *how,
-            Reason {
-                set: PatchSet::FastBoot,
-                why,
-            },
-        )?;
+        skip(planner, function, *how, Reason::fast_boot(why))?;
     }
     planner.stubs_in("trace_event_init");
     if options.slow_timer {

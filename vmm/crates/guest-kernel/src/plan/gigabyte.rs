@@ -8,12 +8,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, Register};
 
 use super::planner::{Planner, Reason};
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
-const REASON: Reason = Reason {
-    set: PatchSet::FastBoot,
-    why: "kernel and memory are mapped by pages of a gigabyte",
-};
+const REASON: Reason = Reason::fast_boot("kernel and memory are mapped by pages of a gigabyte");
 /// Entry of the third level that maps the kernel, which lies at the first gigabyte's begin in memory.
 const KERNEL_ENTRY: u64 = 510 * 8;
 /// Present, writable, accessed, dirty, global; the page ends the walk.

@@ -12,12 +12,9 @@ use super::planner::{Planner, Reason};
 use crate::asm::Asm;
 use crate::bytes::low_half;
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
-const REASON: Reason = Reason {
-    set: PatchSet::FastBoot,
-    why: "whole pages of the initial RAM disk become pages of its files",
-};
+const REASON: Reason =
+    Reason::fast_boot("whole pages of the initial RAM disk become pages of its files");
 
 /// `mov rax, [rdi+0xd8]`: `file->f_mapping`, as `generic_file_llseek` reads it.
 const LOAD_MAPPING: [u8; 7] = [0x48, 0x8b, 0x87, 0xd8, 0, 0, 0];

@@ -7,12 +7,8 @@
 use super::planner::{Planner, Reason};
 use crate::asm::{Asm, near_branch};
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
-const REASON: Reason = Reason {
-    set: PatchSet::FastBoot,
-    why: "descriptions of pages are copied within a block",
-};
+const REASON: Reason = Reason::fast_boot("descriptions of pages are copied within a block");
 /// Under which name a kernel whose loop stays is counted.
 const KIND: &str = "descriptions of pages";
 const FUNCTION: &str = "memmap_init_range";
@@ -41,10 +37,7 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
 /// With more than 128 MiB the kernel leaves a part to threads that run before the first program: no gain
 /// where there is one processor.
 fn nothing_put_off(planner: &mut Planner) -> Result<(), PlanError> {
-    let reason = Reason {
-        set: PatchSet::FastBoot,
-        why: "the set-up of no page is put off",
-    };
+    let reason = Reason::fast_boot("the set-up of no page is put off");
     planner.replace_insn(
         FUNCTION,
         &[0x48, 0x81, 0xfa, 0, 0x80, 0, 0], // cmp rdx, 32768
@@ -62,10 +55,7 @@ fn nothing_put_off(planner: &mut Planner) -> Result<(), PlanError> {
 
 /// What is reserved lies in memory.
 fn reserved_pages(planner: &mut Planner) -> Result<(), PlanError> {
-    let reason = Reason {
-        set: PatchSet::FastBoot,
-        why: "pages that are reserved at start are there",
-    };
+    let reason = Reason::fast_boot("pages that are reserved at start are there");
     planner.answer_calls("reserve_bootmem_region", "pfn_valid", 1, reason)
 }
 

@@ -36,6 +36,16 @@ pub(super) struct Reason {
     pub(super) why: &'static str,
 }
 
+impl Reason {
+    /// A shorter start.
+    pub(super) const fn fast_boot(why: &'static str) -> Self {
+        Reason {
+            set: PatchSet::FastBoot,
+            why,
+        }
+    }
+}
+
 /// The growing plan.
 pub(super) struct Planner<'a> {
     pub(super) image: &'a KernelImage,

@@ -12,7 +12,6 @@ use super::alternatives;
 use super::planner::{Planner, Reason};
 use crate::bytes::{i32_at, offset_by, u64_at};
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
 /// The five-byte NOP that the kernel itself uses.
 pub(super) const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
@@ -44,13 +43,6 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     nops(planner)
 }
 
-const fn reason(why: &'static str) -> Reason {
-    Reason {
-        set: PatchSet::FastBoot,
-        why,
-    }
-}
-
 /// `call __fentry__` at the start of functions.
 fn ftrace(planner: &mut Planner) -> Result<(), PlanError> {
     let table = planner.table("__mcount_loc", "__start_mcount_loc", "__stop_mcount_loc");
@@ -68,7 +60,13 @@ fn ftrace(planner: &mut Planner) -> Result<(), PlanError> {
             .filter(|code| addr >= KERNEL_BASE && code[0] == 0xe8);
         match call {
             Some(old) if planner.branch_target(addr + 1) == Some(fentry) => {
-                planner.replace_site(FTRACE, addr, old, &NOP5, reason("ftrace is off"))?;
+                planner.replace_site(
+                    FTRACE,
+                    addr,
+                    old,
+                    &NOP5,
+                    Reason::fast_boot("ftrace is off"),
+                )?;
             }
             _ => planner.leave_site(FTRACE),
         }
@@ -87,7 +85,13 @@ fn returns(planner: &mut Planner) -> Result<(), PlanError> {
         match jump {
             Some(old) if planner.branch_target(addr + 1) == Some(thunk) => {
                 let new = [0xc3, 0xcc, 0xcc, 0xcc, 0xcc];
-                planner.replace_site(RETURNS, addr, old, &new, reason("return thunks are off"))?;
+                planner.replace_site(
+                    RETURNS,
+                    addr,
+                    old,
+                    &new,
+                    Reason::fast_boot("return thunks are off"),
+                )?;
             }
             _ => planner.leave_site(RETURNS),
         }
@@ -134,7 +138,13 @@ fn retpolines(planner: &mut Planner) -> Result<(), PlanError> {
         match (old.get(prefix), register) {
             (Some(opcode @ (0xe8 | 0xe9)), Some(register)) => {
                 let new = indirect_branch(*opcode == 0xe8, register, old.len());
-                planner.replace_site(RETPOLINES, addr, old, &new, reason("retpolines are off"))?;
+                planner.replace_site(
+                    RETPOLINES,
+                    addr,
+                    old,
+                    &new,
+                    Reason::fast_boot("retpolines are off"),
+                )?;
             }
             _ => planner.leave_site(RETPOLINES),
         }
@@ -163,7 +173,13 @@ fn locks(planner: &mut Planner) -> Result<(), PlanError> {
     };
     for addr in relative_entries(planner, LOCKS, start, end) {
         if planner.image.read(addr, 1) == Some(&[0xf0]) {
-            planner.replace_site(LOCKS, addr, &[0xf0], &[0x3e], reason("one processor"))?;
+            planner.replace_site(
+                LOCKS,
+                addr,
+                &[0xf0],
+                &[0x3e],
+                Reason::fast_boot("one processor"),
+            )?;
         } else {
             planner.leave_site(LOCKS);
         }
@@ -186,7 +202,13 @@ fn nops(planner: &mut Planner) -> Result<(), PlanError> {
             for (at, length) in pieces(start, run) {
                 let nop = LONG_NOPS[length - 1];
                 if length > 1 && !planner.covered(at, length) {
-                    planner.replace_site(NOPS, at, &[0x90; 8][..length], nop, reason("joined"))?;
+                    planner.replace_site(
+                        NOPS,
+                        at,
+                        &[0x90; 8][..length],
+                        nop,
+                        Reason::fast_boot("joined"),
+                    )?;
                 }
             }
         }

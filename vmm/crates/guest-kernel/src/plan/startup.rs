@@ -6,14 +6,6 @@ use iced_x86::{Code, Instruction, Register};
 use super::planner::{Planner, Reason};
 use crate::asm::{Asm, near_branch};
 use crate::error::PlanError;
-use crate::patch::PatchSet;
-
-const fn reason(why: &'static str) -> Reason {
-    Reason {
-        set: PatchSet::FastBoot,
-        why,
-    }
-}
 
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     builtin_parameters_in_sysfs(planner)?;
@@ -59,7 +51,7 @@ fn builtin_parameters_in_sysfs(planner: &mut Planner) -> Result<(), PlanError> {
         let at = new.len() - 4;
         new[at..].copy_from_slice(&stop_addr.to_le_bytes()[..4]);
         let why = "no files in /sys/module for what is built in";
-        planner.replace(load.ip(), old, &new, reason(why))?;
+        planner.replace(load.ip(), old, &new, Reason::fast_boot(why))?;
     }
     Ok(())
 }
@@ -69,14 +61,18 @@ fn builtin_parameters_in_sysfs(planner: &mut Planner) -> Result<(), PlanError> {
 /// `core_param_cb` and the like) are not seen then.
 fn command_line_of_each_level(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "the command line is not parsed again for each level of initialisation";
-    planner.take_out_calls("kernel_init_freeable", "parse_args", reason(why))
+    planner.take_out_calls("kernel_init_freeable", "parse_args", Reason::fast_boot(why))
 }
 
 /// Indirect calls through `pv_ops` work as they are; the kernel would make some four thousand of them
 /// direct.
 fn paravirtual_calls(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "calls through pv_ops stay indirect";
-    planner.take_out_calls("alternative_instructions", "apply_paravirt", reason(why))
+    planner.take_out_calls(
+        "alternative_instructions",
+        "apply_paravirt",
+        Reason::fast_boot(why),
+    )
 }
 
 /// The call through `pv_ops` for a lock that is given back keeps ten registers for a function that clears
@@ -89,7 +85,7 @@ fn spin_unlock(planner: &mut Planner) -> Result<(), PlanError> {
     // push rcx; push rdx; push rsi; push rdi becomes mov byte [rdi], 0; ret
     let (old, new) = ([0x51, 0x52, 0x56, 0x57], [0xc6, 0x07, 0x00, 0xc3]);
     let why = "a lock is given back by one store";
-    planner.replace(addr, &old, &new, reason(why))
+    planner.replace(addr, &old, &new, Reason::fast_boot(why))
 }
 
 /// `arch_static_call_transform(site, trampoline, function, tail)` changes a trampoline, or one of the
@@ -97,23 +93,28 @@ fn spin_unlock(planner: &mut Planner) -> Result<(), PlanError> {
 /// right. A stub in place of the function's `call __fentry__` returns if there is a site.
 fn static_calls_by_trampoline(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "static calls go through their trampolines";
-    planner.in_front("arch_static_call_transform", reason(why), |stub, rest| {
-        let mut asm = Asm::at(stub);
-        let has_site = asm.forward();
-        asm.raw(&[0x48, 0x85, 0xff]) // test rdi, rdi: the site
-            .short(0x75, has_site) // jnz
-            .jmp(rest)
-            .label(has_site)
-            .raw(&[0xc3]); // ret
-        asm.finish()
-    })
+    planner.in_front(
+        "arch_static_call_transform",
+        Reason::fast_boot(why),
+        |stub, rest| {
+            let mut asm = Asm::at(stub);
+            let has_site = asm.forward();
+            asm.raw(&[0x48, 0x85, 0xff]) // test rdi, rdi: the site
+                .short(0x75, has_site) // jnz
+                .jmp(rest)
+                .label(has_site)
+                .raw(&[0xc3]); // ret
+            asm.finish()
+        },
+    )
 }
 
 /// The kernel looks each parameter of its command line up in four tables of some 1500 names, and measures
 /// the length of a name before it compares. Here the first characters are compared before, in a stub each.
 fn parameters(planner: &mut Planner) -> Result<(), PlanError> {
-    let reason =
-        reason("names of parameters are compared only if they begin with the same character");
+    let reason = Reason::fast_boot(
+        "names of parameters are compared only if they begin with the same character",
+    );
     let by_rsi = [0x3a, 0x06]; // cmp al, [rsi]
     // parameq(a, b): whether they are the same.
     planner.in_front("parameq", reason, |stub, rest| {
@@ -169,8 +170,8 @@ fn lengths_of_names(planner: &mut Planner, reason: Reason) -> Result<(), PlanErr
     planner.replace_site(KIND, call, &old, &near_branch(0xe8, call, stub), reason)
 }
 
-/// A stub that goes on at `target` if the character at RDI equals the operand of `compare` (a `cmp al, …`
-/// without its opcode's prefix), and returns `answer` if not.
+/// A stub that goes on at `target` if the character at RDI equals the one that `compare` (`cmp al, …`) names,
+/// and returns `answer` if not.
 fn unless_first_differs(stub: u64, compare: &[u8], answer: u32, target: u64) -> Vec<u8> {
     let mut asm = Asm::at(stub);
     let same = asm.forward();
@@ -188,7 +189,7 @@ fn unless_first_differs(stub: u64, compare: &[u8], answer: u32, target: u64) -> 
 /// Where memory is mapped, the rest of each page table, behind the end of memory, would be cleared where
 /// nothing is in the memory map: a new table is clear.
 fn behind_memory(planner: &mut Planner) -> Result<(), PlanError> {
-    let reason = reason("page tables behind the end of memory are clear already");
+    let reason = Reason::fast_boot("page tables behind the end of memory are clear already");
     for function in ["phys_pud_init", "phys_pmd_init", "phys_pte_init"] {
         planner.answer_calls(function, "e820__mapped_any", 1, reason)?;
     }
@@ -200,7 +201,8 @@ fn names_of_owners(planner: &mut Planner) -> Result<(), PlanError> {
     let Some(strcpy) = planner.symbol("strcpy") else {
         return Ok(());
     };
-    let reason = reason("names of modules are not padded; they are shorter than their place");
+    let reason =
+        Reason::fast_boot("names of modules are not padded; they are shorter than their place");
     for (call, old) in planner.calls("resolve_symbol", "strncpy") {
         planner.replace(call, &old, &near_branch(0xe8, call, strcpy), reason)?;
     }
@@ -212,11 +214,15 @@ fn names_of_owners(planner: &mut Planner) -> Result<(), PlanError> {
 /// is filled, which is as large here as on a machine with little memory.
 fn random_numbers(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "steps of initialisation add no randomness: the seed is the VMM's";
-    planner.take_out_calls("do_one_initcall", "add_device_randomness", reason(why))?;
+    planner.take_out_calls(
+        "do_one_initcall",
+        "add_device_randomness",
+        Reason::fast_boot(why),
+    )?;
     // push 256 << 10 becomes push 2 << 10, the least that the kernel makes.
     let (old, new) = ([0x68, 0, 0, 4, 0], [0x68, 0, 8, 0, 0]);
     let why = "2048 counters for the identifications of IP packets";
-    planner.replace_insn("ip_rt_init", &old, &new, reason(why))
+    planner.replace_insn("ip_rt_init", &old, &new, Reason::fast_boot(why))
 }
 
 #[cfg(test)]

@@ -7,12 +7,8 @@
 use super::planner::{Planner, Reason};
 use crate::bytes::{i32_at, offset_by, u64_at};
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
-const REASON: Reason = Reason {
-    set: PatchSet::FastBoot,
-    why: "sorted at load",
-};
+const REASON: Reason = Reason::fast_boot("sorted at load");
 /// Low bits of a key's address that are flags.
 const KEY_FLAGS: u64 = 3;
 

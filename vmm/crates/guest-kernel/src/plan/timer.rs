@@ -7,7 +7,6 @@
 
 use super::planner::{Planner, Reason};
 use crate::error::PlanError;
-use crate::patch::PatchSet;
 
 /// Shortest time for which the kernel may program the timer, in ticks of the 8254 (1,193,182 Hz): 27 ms.
 /// Timers get that coarse.
@@ -21,10 +20,7 @@ const TICK_NS: u32 = 54_000_000;
 const BUILT_TICK_NS: u32 = 4_000_000;
 
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
-    let reason = |why| Reason {
-        set: PatchSet::FastBoot,
-        why,
-    };
+    let reason = |why| Reason::fast_boot(why);
     // `mov edx, 15`, the shortest time in the call of clockevents_config_and_register.
     let [a, b, c, d] = SHORTEST_TICKS.to_le_bytes();
     planner.replace_insn(
