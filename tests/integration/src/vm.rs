@@ -10,6 +10,8 @@ use crate::{Guest, Site, pollux};
 /// How long the guest may take to answer: far longer than it does on a busy machine, so that running out
 /// means that it never will.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How long silence of a program that has ended means that no more comes.
+const REST: Duration = Duration::from_secs(1);
 
 /// How long a question waits before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -25,6 +27,8 @@ pub struct Vm {
     seen: String,
     /// All that it has shown.
     shown: String,
+    /// What the program has said beside it.
+    complained: String,
 }
 
 impl Vm {
@@ -46,6 +50,7 @@ impl Vm {
             errors,
             seen: String::new(),
             shown: String::new(),
+            complained: String::new(),
         }
     }
 
@@ -164,16 +169,23 @@ impl Vm {
             self.shown.push_str(&String::from_utf8_lossy(&bytes));
         }
         assert!(Instant::now() < end, "the VM does not end{}", self.said());
-        self.child.wait().expect("it is our child")
+        let status = self.child.wait().expect("it is our child");
+        // What it said last may still be on its way; a daemon that it has left may keep its end open.
+        while let Ok(bytes) = self.errors.recv_timeout(REST) {
+            self.complained.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        status
     }
 
     /// What console and program have said, for messages.
     pub fn said(&mut self) -> String {
-        let mut errors = String::new();
         for bytes in self.errors.try_iter() {
-            errors.push_str(&String::from_utf8_lossy(&bytes));
+            self.complained.push_str(&String::from_utf8_lossy(&bytes));
         }
-        format!("\n--- console\n{}\n--- errors\n{errors}", self.shown)
+        let Self {
+            shown, complained, ..
+        } = self;
+        format!("\n--- console\n{shown}\n--- errors\n{complained}")
     }
 }
 
