@@ -10,7 +10,7 @@
 //!
 //! One [`Engine`] owns all state and runs on one thread; others reach it through an
 //! [`EngineHandle`]. One turn does everything that can be done now, queues the operations for it, and
-//! enters the kernel once for all of them. It allocates nothing per frame. It knows the kernel only as
+//! enters the kernel once for all of them; a short message that is alone leaves at once. It allocates nothing per frame. It knows the kernel only as
 //! a [`Ring`].
 
 mod command;

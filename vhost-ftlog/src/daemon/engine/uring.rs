@@ -6,7 +6,6 @@
 #![allow(unsafe_code)] // Submission entries name memory by address; the buffer ring is shared memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
@@ -83,11 +82,10 @@ pub struct Uring {
     buffers: Option<BufferRing>,
     zero_copy: Option<ZeroCopy>,
     wait_word: bool,
-    /// The connection, where short messages are sent at once.
+    /// The connection, on which short messages are sent at once.
     socket: Option<RawFd>,
-    sends_at_once: bool,
-    /// Answers to what was sent at once.
-    sent: VecDeque<Completion>,
+    /// The answer to what was sent at once: nothing is before there are no answers.
+    sent: Option<Completion>,
     /// System calls made, for the metrics.
     enters: u64,
 }
@@ -130,8 +128,7 @@ impl Uring {
             zero_copy: (options.zero_copy && can_zero_copy).then(ZeroCopy::default),
             wait_word,
             socket: None,
-            sends_at_once: !options.kernel_polls,
-            sent: VecDeque::new(),
+            sent: None,
             enters: 0,
         };
         let buffers = BufferRing::new();
@@ -147,8 +144,8 @@ impl Uring {
     /// # Safety
     /// As for [`Ring::push`].
     unsafe fn send_at_once(&mut self, op: Op) -> Option<i32> {
-        let socket = self.socket.filter(|_| self.sends_at_once)?;
-        if self.has_work() || self.has_answer() {
+        let socket = self.socket?;
+        if self.ring.params().is_setup_sqpoll() || self.has_work() || self.has_answer() {
             return None;
         }
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -215,11 +212,10 @@ impl Ring for Uring {
     unsafe fn push(&mut self, op: Op, token: u64) {
         // SAFETY: the caller's promise.
         if let Some(result) = unsafe { self.send_at_once(op) } {
-            let more = false;
-            self.sent.push_back(Completion {
+            self.sent = Some(Completion {
                 token,
                 result,
-                more,
+                more: false,
             });
             return;
         }
@@ -275,13 +271,13 @@ impl Ring for Uring {
     }
 
     fn has_answer(&mut self) -> bool {
-        !self.sent.is_empty()
+        self.sent.is_some()
             || !self.ring.completion().is_empty()
             || self.zero_copy.as_ref().is_some_and(ZeroCopy::has_answer)
     }
 
     fn next(&mut self) -> Option<Completion> {
-        if let Some(answer) = self.sent.pop_front() {
+        if let Some(answer) = self.sent.take() {
             return Some(answer);
         }
         let entry = loop {

@@ -31,7 +31,7 @@ pub(crate) fn offset_by(base: u64, distance: i32) -> u64 {
     base.wrapping_add_signed(i64::from(distance))
 }
 
-/// The low half of an address in the top 2 GiB, which an instruction extends by its sign.
+/// The low half of an address in the top 2 GiB, or of a distance within it: an instruction extends it by its sign.
 pub(crate) fn low_half(addr: u64) -> [u8; 4] {
     let [a, b, c, d, ..] = addr.to_le_bytes();
     [a, b, c, d]

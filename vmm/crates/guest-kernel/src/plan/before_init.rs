@@ -75,8 +75,7 @@ fn answer(stub: u64, state: u64, answer: i32, first: &[u8], rest: u64) -> Vec<u8
     asm.finish()
 }
 
-/// Messages that the console does not show, and that are less than warnings, are not kept either. With
-/// `loglevel=7` all are.
+/// Messages above `loglevel=` (with 4: notices and less) are not kept. With `loglevel=7` all are.
 fn messages(planner: &mut Planner, state: u64) -> Result<(), PlanError> {
     let Some(level) = planner.symbol("console_printk") else {
         return Ok(());

@@ -4,7 +4,7 @@
 //! level that is left out makes all of ring 0 faster. The kernel splits such a page by itself where it needs
 //! other permissions for a part of it. What is mapped beyond the end of memory is never touched.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Register};
+use iced_x86::{Code, Register};
 
 use super::planner::{Planner, Reason};
 use crate::error::PlanError;
@@ -47,12 +47,7 @@ fn memory(planner: &mut Planner) -> Result<(), PlanError> {
     const FUNCTION: &str = "phys_pud_init";
     /// `1 << PG_LEVEL_1G`.
     const GIGABYTE: u8 = 8;
-    let Some((addr, code)) = planner.function(FUNCTION) else {
-        return Ok(());
-    };
-    let insns: Vec<_> = Decoder::with_ip(64, code, addr, DecoderOptions::NONE)
-        .into_iter()
-        .collect();
+    let insns = planner.insns(FUNCTION, |_| true);
     let asks: Vec<_> = insns
         .windows(2)
         .filter(|pair| {

@@ -36,6 +36,11 @@ pub(super) struct Reason {
     pub(super) why: &'static str,
 }
 
+/// Whether an instruction is a near call of `target`.
+pub(super) fn is_call(insn: &Instruction, target: u64) -> bool {
+    insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target
+}
+
 impl Reason {
     /// A shorter start.
     pub(super) const fn fast_boot(why: &'static str) -> Self {
@@ -219,7 +224,7 @@ impl<'a> Planner<'a> {
         });
         let Some((room, code)) = fits else {
             return Err(PlanError::NoRoom {
-                need: build(0).len(),
+                need: build(self.rooms[0].start).len(),
                 place: STUB_ROOM,
                 left: self.rooms.iter().map(left).max().unwrap_or(0),
             });
@@ -333,9 +338,7 @@ impl<'a> Planner<'a> {
         let Some(target) = self.symbol(callee) else {
             return Vec::new();
         };
-        let calls = self.insns(function, |insn| {
-            insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target
-        });
+        let calls = self.insns(function, |insn| is_call(insn, target));
         if calls.is_empty() {
             self.miss_table(function, format!("no call of {callee} in it"));
         }
@@ -354,10 +357,7 @@ impl<'a> Planner<'a> {
         reason: Reason,
     ) -> Result<(), PlanError> {
         let [a, b, c, d] = answer.to_le_bytes();
-        for (call, old) in self.calls(function, callee) {
-            self.replace(call, &old, &[0xb8, a, b, c, d], reason)?;
-        }
-        Ok(())
+        self.replace_calls(function, callee, reason, |_| [0xb8, a, b, c, d])
     }
 
     /// Puts a NOP in place of each call of `callee` in `function`.
@@ -367,8 +367,31 @@ impl<'a> Planner<'a> {
         callee: &str,
         reason: Reason,
     ) -> Result<(), PlanError> {
+        self.replace_calls(function, callee, reason, |_| NOP5)
+    }
+
+    /// Has each call of `callee` in `function` call what lies at `target`.
+    pub(super) fn redirect_calls(
+        &mut self,
+        function: &str,
+        callee: &str,
+        target: u64,
+        reason: Reason,
+    ) -> Result<(), PlanError> {
+        self.replace_calls(function, callee, reason, |call| {
+            near_branch(0xe8, call, target)
+        })
+    }
+
+    fn replace_calls(
+        &mut self,
+        function: &str,
+        callee: &str,
+        reason: Reason,
+        new: impl Fn(u64) -> [u8; 5],
+    ) -> Result<(), PlanError> {
         for (call, old) in self.calls(function, callee) {
-            self.replace(call, &old, &NOP5, reason)?;
+            self.replace(call, &old, &new(call), reason)?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! Takes work out of the start that has no use in a VM, where leaving a whole function out would take
 //! too much: loops over tables, and calls within functions that are needed.
 
-use iced_x86::{Code, Instruction, Register};
+use iced_x86::{Code, Register};
 
-use super::planner::{Planner, Reason};
+use super::planner::{Planner, Reason, is_call};
 use crate::asm::{Asm, near_branch};
+use crate::bytes::low_half;
 use crate::error::PlanError;
 
 pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
@@ -49,7 +50,7 @@ fn builtin_parameters_in_sysfs(planner: &mut Planner) -> Result<(), PlanError> {
             .unwrap_or_default();
         let mut new = old.to_vec();
         let at = new.len() - 4;
-        new[at..].copy_from_slice(&stop_addr.to_le_bytes()[..4]);
+        new[at..].copy_from_slice(&low_half(stop_addr));
         let why = "no files in /sys/module for what is built in";
         planner.replace(load.ip(), old, &new, Reason::fast_boot(why))?;
     }
@@ -109,7 +110,7 @@ fn static_calls_by_trampoline(planner: &mut Planner) -> Result<(), PlanError> {
     )
 }
 
-/// The kernel looks each parameter of its command line up in four tables of some 1500 names, and measures
+/// The kernel looks each parameter of its command line up in its tables of names, and measures
 /// the length of a name before it compares. Here the first characters are compared before, in a stub each.
 fn parameters(planner: &mut Planner) -> Result<(), PlanError> {
     let reason = Reason::fast_boot(
@@ -127,9 +128,7 @@ fn parameters(planner: &mut Planner) -> Result<(), PlanError> {
             unless_first_differs(stub, &by_rsi, 1, strcmp)
         })?;
         let Some(stub) = stub else { return Ok(()) };
-        for (call, old) in planner.calls("do_early_param", "strcmp") {
-            planner.replace(call, &old, &near_branch(0xe8, call, stub), reason)?;
-        }
+        planner.redirect_calls("do_early_param", "strcmp", stub, reason)?;
     }
     Ok(())
 }
@@ -145,13 +144,10 @@ fn lengths_of_names(planner: &mut Planner, reason: Reason) -> Result<(), PlanErr
         return Ok(());
     };
     let insns = planner.insns(FUNCTION, |_| true);
-    let calls = |insn: &Instruction, target| {
-        insn.code() == Code::Call_rel32_64 && insn.near_branch64() == target
-    };
     // call strlen; mov rsi, …; mov rdi, rbx; movsxd rdx, eax; mov …, rdx; call parameqn
     let found = insns.windows(6).find(|window| {
-        calls(&window[0], strlen)
-            && calls(&window[5], parameqn)
+        is_call(&window[0], strlen)
+            && is_call(&window[5], parameqn)
             && window.iter().any(|insn| {
                 insn.op0_register() == Register::RDI && insn.op1_register() == Register::RBX
             })
@@ -203,14 +199,11 @@ fn names_of_owners(planner: &mut Planner) -> Result<(), PlanError> {
     };
     let reason =
         Reason::fast_boot("names of modules are not padded; they are shorter than their place");
-    for (call, old) in planner.calls("resolve_symbol", "strncpy") {
-        planner.replace(call, &old, &near_branch(0xe8, call, strcpy), reason)?;
-    }
-    Ok(())
+    planner.redirect_calls("resolve_symbol", "strncpy", strcpy, reason)
 }
 
 /// The VMM gives the kernel a seed of random numbers at start. Two things are done with them then that cost
-/// more than they give: each of a thousand steps of initialisation adds when it comes, and a table of counters
+/// more than they give: each step of initialisation adds when it comes, and a table of counters
 /// is filled, which is as large here as on a machine with little memory.
 fn random_numbers(planner: &mut Planner) -> Result<(), PlanError> {
     let why = "steps of initialisation add no randomness: the seed is the VMM's";

@@ -5,7 +5,7 @@
 //! treats each run of one key by itself, which is slower and right.
 
 use super::planner::{Planner, Reason};
-use crate::bytes::{i32_at, offset_by, u64_at};
+use crate::bytes::{i32_at, low_half, offset_by, u64_at};
 use crate::error::PlanError;
 
 const REASON: Reason = Reason::fast_boot("sorted at load");
@@ -105,6 +105,5 @@ fn whole_table(
 
 /// All code and data of the kernel lies within 2 GiB, so the low half of the distance is enough.
 fn distance(from: u64, to: u64) -> [u8; 4] {
-    let [a, b, c, d, ..] = to.wrapping_sub(from).to_le_bytes();
-    [a, b, c, d]
+    low_half(to.wrapping_sub(from))
 }
