@@ -352,11 +352,16 @@ impl Backend {
         let Some(console) = &mut self.config.console else {
             return Ok(());
         };
+        let input = console.input();
         let len = match done.result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return self
+                    .ring
+                    .push(Tag::ConsoleRead, Call::Read(input), done.buffer);
+            }
             Ok(0) | Err(_) => return Ok(()), // Nobody types any more.
             Ok(len) => len,
         };
-        let input = console.input();
         match console.typed(&done.buffer[..len]) {
             Typed::Bytes(bytes) if bytes.is_empty() => {}
             Typed::Bytes(bytes) => self.deliver(Input::ConsoleRx(bytes)),
@@ -366,13 +371,21 @@ impl Backend {
             .push(Tag::ConsoleRead, Call::Read(input), done.buffer)
     }
 
+    /// A terminal is written to by a thread of the kernel's, which signals of its own can interrupt: nothing is
+    /// written then, and it is tried again.
     fn console_written(&mut self, done: Done<Tag>) -> io::Result<()> {
         self.console_busy = false;
         self.console_moved = Instant::now();
-        if let Ok(len) = done.result {
-            for byte in done.buffer[len..].iter().rev() {
-                self.console_out.push_front(*byte);
+        let written = match done.result {
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => {
+                tracing::warn!(%error, "the console takes no output; it is lost");
+                return Ok(());
             }
+        };
+        for byte in done.buffer[written..].iter().rev() {
+            self.console_out.push_front(*byte);
         }
         Ok(())
     }

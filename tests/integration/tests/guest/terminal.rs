@@ -143,6 +143,11 @@ fn ctrl_a_x_leaves_a_vm_on_a_terminal_which_is_then_as_it_was() {
     terminal.type_keys(b"-$((40+2))\x01\x01echo up\r");
     terminal.wait_for("up-42");
     terminal.wait_for("# ");
+    // Each character of a long line comes, although most are written by themselves.
+    terminal.type_keys(b"seq -s, 400\r");
+    let line: Vec<String> = (1..=400).map(|number: u32| number.to_string()).collect();
+    terminal.wait_for(&format!("{}\r\n", line.join(",")));
+    terminal.wait_for("# ");
     terminal.type_keys(b"\x01x");
     let (code, said) = running.end();
     assert_eq!(code, Some(0), "{said}");
