@@ -130,7 +130,23 @@ fn follows_call(addr: u64, image: &KernelImage) -> bool {
     let indirect = |back: u64| {
         byte(back) == Some(0xff) && byte(back - 1).is_some_and(|modrm| modrm >> 3 & 7 == 2)
     };
-    byte(5) == Some(0xe8) || [2, 3, 4, 6, 7].into_iter().any(indirect)
+    byte(5) == Some(0xe8)
+        || [2, 3, 4, 6, 7].into_iter().any(indirect)
+        || follows_linked_thunk(addr, image)
+}
+
+/// Whether the image calls a thunk of an indirect branch two bytes before an address: FastBoot makes that
+/// the branch itself, `FF` and one byte, with NOPs behind it.
+fn follows_linked_thunk(addr: u64, image: &KernelImage) -> bool {
+    let Some([0xe8, distance @ ..]) = image.read(addr - 2, 5) else {
+        return false;
+    };
+    let distance = i32::from_le_bytes(distance.try_into().expect("four bytes"));
+    let target = (addr + 3).wrapping_add_signed(i64::from(distance));
+    image
+        .symbols()
+        .describe(target)
+        .starts_with("__x86_indirect_thunk")
 }
 
 /// Kicks a vCPU until it is dropped.
