@@ -63,6 +63,10 @@ const EMULATED_RING0: &[(&str, &str)] = &[
         "the cheaper of the two file systems for the initial RAM disk",
     ),
     ("cryptomgr.notests", "no self-tests of ciphers"),
+    (
+        "debugfs=off",
+        "no directories and files in debugfs, hundreds of them",
+    ),
 ];
 
 impl CommandLine {
@@ -190,7 +194,7 @@ mod tests {
         line.emulated_ring0().push("loglevel=7");
         let text = line.to_string();
         assert!(
-            text.contains(" nohz=on ") && text.ends_with(" cryptomgr.notests loglevel=7"),
+            text.contains(" nohz=on ") && text.ends_with(" debugfs=off loglevel=7"),
             "{text}"
         );
     }

@@ -91,6 +91,8 @@ fn every_kernel_is_planned_and_loaded() {
             );
             assert_eq!(count.left, 0, "{}: {kind}", image.release());
         }
+        let free_pages = report.count("pages that are free at start");
+        assert_eq!(free_pages.left, 0, "{}", image.release());
         let kernel = image.load(&plan).unwrap();
         assert_eq!(kernel.entry, 0x100_0000);
         assert_eq!(kernel.plan, plan.id());

@@ -8,7 +8,8 @@
 use super::planner::{Planner, Reason};
 use super::skips::{Skip, skip};
 use super::{
-    FastBoot, before_init, crypto, gigabyte, initrd, memory_map, prelink, startup, tables, timer,
+    FastBoot, accounting, before_init, crypto, free_memory, gigabyte, initrd, memory_map, prelink,
+    startup, tables, timer,
 };
 use crate::error::PlanError;
 
@@ -204,6 +205,39 @@ const SKIPS: &[(&str, Skip, &str)] = &[
         Skip::Zero,
         "no power limits in the machine",
     ),
+    (
+        "acpi_thermal_init",
+        Skip::Zero,
+        "no ACPI in the machine, and no thermal zones of it",
+    ),
+    ("hpet_init", Skip::Zero, "no HPET in the machine"),
+    (
+        "pcie_portdrv_init",
+        Skip::Zero,
+        "no PCI Express ports in the machine",
+    ),
+    ("cxl_core_init", Skip::Zero, "no CXL in the machine"),
+    ("cxl_port_driver_init", Skip::Zero, "nor its ports"),
+    (
+        "init_dax_wait_table",
+        Skip::Zero,
+        "no persistent memory in the machine to map directly",
+    ),
+    (
+        "memory_tier_init",
+        Skip::Zero,
+        "memory of one kind: no tiers",
+    ),
+    ("devlink_init", Skip::Zero, "no device has a devlink"),
+    ("crypto_kdf108_init", Skip::Zero, "self-test"),
+    (
+        "init_ima",
+        Skip::Zero,
+        "no measurement of files: it hangs on security modules (lsm=none)",
+    ),
+    ("init_evm", Skip::Zero, "nor of their attributes"),
+    ("intel_pstate_init", Skip::Zero, "no frequencies to choose"),
+    ("init_tis", Skip::Zero, "no TPM in the machine"),
 ];
 
 pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanError> {
@@ -217,7 +251,9 @@ pub(super) fn plan(planner: &mut Planner, options: FastBoot) -> Result<(), PlanE
     if options.gigabyte_pages {
         gigabyte::plan(planner)?;
     }
-    memory_map::plan(planner)?;
+    let counts_are_zero = memory_map::plan(planner)?;
+    free_memory::plan(planner, counts_are_zero)?;
+    accounting::plan(planner)?;
     startup::plan(planner)?;
     before_init::plan(planner)?;
     crypto::plan(planner)?;

@@ -3,6 +3,7 @@
 //! The kernel makes one of 64 bytes for each page, by a call each, and asks for each whether its set-up is
 //! put off. Here the first two of each block of 512 pages are made by the kernel, and a loop makes the
 //! others like the second: they differ in nothing but the list head within, which points to itself.
+//! Their count is zero here, and 1 in the kernel's: what that is for says [`super::free_memory`].
 
 use super::planner::{Planner, Reason};
 use crate::asm::{Asm, near_branch};
@@ -28,9 +29,9 @@ const WRITES: [&[u8]; 3] = [
     &[0x48, 0x89, 0x47, 0x08],
 ];
 
-pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
+/// True where all descriptions have a count of zero at start.
+pub(super) fn plan(planner: &mut Planner) -> Result<bool, PlanError> {
     nothing_put_off(planner)?;
-    reserved_pages(planner)?;
     blocks(planner)
 }
 
@@ -44,57 +45,48 @@ fn nothing_put_off(planner: &mut Planner) -> Result<(), PlanError> {
         &[0x48, 0x81, 0xfa, 0xff, 0xff, 0xff, 0x7f],
         reason,
     )?;
-    planner.answer_calls(
-        "reserve_bootmem_region",
-        "early_page_uninitialised",
-        0,
-        reason,
-    )?;
     planner.answer_calls("memblock_free_pages", "early_page_uninitialised", 0, reason)
 }
 
-/// What is reserved lies in memory.
-fn reserved_pages(planner: &mut Planner) -> Result<(), PlanError> {
-    let reason = Reason::fast_boot("pages that are reserved at start are there");
-    planner.answer_calls("reserve_bootmem_region", "pfn_valid", 1, reason)
-}
-
-fn blocks(planner: &mut Planner) -> Result<(), PlanError> {
+fn blocks(planner: &mut Planner) -> Result<bool, PlanError> {
     // In some builds it has another name, and other arguments: the kernel's own loop stays there.
     let Some(make_one) = planner.image.symbols().unique(MAKE_ONE) else {
         planner.leave_site(KIND);
-        return Ok(());
+        return Ok(false);
     };
     let found = planner.calls(FUNCTION, MAKE_ONE);
     let [(call, old)] = found[..] else {
         planner.miss_table(FUNCTION, format!("calls {MAKE_ONE} {} times", found.len()));
-        return Ok(());
+        return Ok(false);
     };
     let around = [&BEFORE[..], &old, &BEHIND].concat();
     let start = call - BEFORE.len() as u64;
     if planner.image.read(start, around.len()) != Some(&around) {
         planner.miss_table(FUNCTION, format!("calls {MAKE_ONE} with other registers"));
-        return Ok(());
+        return Ok(false);
     }
     planner.unique_insn(FUNCTION, &END);
     for write in WRITES {
         planner.unique_insn(MAKE_ONE, write);
     }
-    match planner.stub(REASON, |stub| make_block(stub, make_one))? {
-        Some(stub) => planner.replace(call, &old, &near_branch(0xe8, call, stub), REASON),
-        None => Ok(()),
-    }
+    let Some(stub) = planner.stub(REASON, |stub| make_block(stub, make_one))? else {
+        return Ok(false);
+    };
+    planner.replace(call, &old, &near_branch(0xe8, call, stub), REASON)?;
+    Ok(true)
 }
 
 /// Makes one description, and all that follow it up to the end of its block or of the range, unless its
-/// page is the first of a block: the caller notes the block's kind then. RBX becomes the number of the last
-/// page that was made.
+/// page is the first of a block: the caller notes the block's kind then. All get a count of zero. RBX becomes
+/// the number of the last page that was made.
 fn make_block(stub: u64, make_one: u64) -> Vec<u8> {
     let mut asm = Asm::at(stub);
     let (done, bounded) = (asm.forward(), asm.forward());
     asm.call(make_one)
         .raw(&[0x45, 0x85, 0xff]) // test r15d, r15d: at start?
         .short(0x75, done) // jnz
+        .raw(&[0x48, 0x8b, 0x7c, 0x24, 0x08]) // mov rdi, [rsp+8]: the description
+        .raw(&[0xc7, 0x47, 0x34, 0, 0, 0, 0]) // mov dword [rdi+0x34], 0
         .raw(&[0xf7, 0xc3, 0xff, 0x01, 0, 0]) // test ebx, 511: the first of a block?
         .short(0x74, done) // jz
         .raw(&[0x49, 0x89, 0xd9]) // mov r9, rbx
@@ -104,7 +96,6 @@ fn make_block(stub: u64, make_one: u64) -> Vec<u8> {
         .short(0x76, bounded) // jbe
         .raw(&[0x49, 0x89, 0xe9]) // mov r9, rbp: behind the range
         .label(bounded)
-        .raw(&[0x48, 0x8b, 0x7c, 0x24, 0x08]) // mov rdi, [rsp+8]: the description
         .raw(&[0x48, 0x8b, 0x17]) // mov rdx, [rdi]: flags
         .raw(&[0x4c, 0x8b, 0x47, 0x30]) // mov r8, [rdi+0x30]: counts
         .raw(&[0x31, 0xc9]); // xor ecx, ecx
@@ -142,22 +133,23 @@ mod tests {
             listing(&code, STUB),
             "call 0FFFFFFFF81200000h\n\
              test r15d,r15d\n\
-             jne short 0FFFFFFFF8101006Ah\n\
+             jne short 0FFFFFFFF81010071h\n\
+             mov rdi,[rsp+8]\n\
+             mov dword ptr [rdi+34h],0\n\
              test ebx,1FFh\n\
-             je short 0FFFFFFFF8101006Ah\n\
+             je short 0FFFFFFFF81010071h\n\
              mov r9,rbx\n\
              or r9,1FFh\n\
              inc r9\n\
              cmp r9,rbp\n\
-             jbe short 0FFFFFFFF81010027h\n\
+             jbe short 0FFFFFFFF81010033h\n\
              mov r9,rbp\n\
-             mov rdi,[rsp+8]\n\
              mov rdx,[rdi]\n\
              mov r8,[rdi+30h]\n\
              xor ecx,ecx\n\
              lea rax,[rbx+1]\n\
              cmp rax,r9\n\
-             jae short 0FFFFFFFF8101006Ah\n\
+             jae short 0FFFFFFFF81010071h\n\
              mov rbx,rax\n\
              add rdi,40h\n\
              lea rax,[rdi+8]\n\
@@ -169,7 +161,7 @@ mod tests {
              mov [rdi+28h],rcx\n\
              mov [rdi+30h],r8\n\
              mov [rdi+38h],rcx\n\
-             jmp short 0FFFFFFFF81010035h\n\
+             jmp short 0FFFFFFFF8101003Ch\n\
              ret\n"
         );
     }

@@ -4,11 +4,13 @@
 //! all that is missing. Order matters only where patches may meet: stubs and skipped functions come
 //! first, bulk patches leave out what is already covered.
 
+mod accounting;
 mod alternatives;
 mod before_init;
 mod crypto;
 mod determinism;
 mod fast_boot;
+mod free_memory;
 mod gigabyte;
 mod initrd;
 mod memory_map;

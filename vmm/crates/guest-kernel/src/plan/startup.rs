@@ -17,7 +17,8 @@ pub(super) fn plan(planner: &mut Planner) -> Result<(), PlanError> {
     parameters(planner)?;
     behind_memory(planner)?;
     names_of_owners(planner)?;
-    random_numbers(planner)
+    random_numbers(planner)?;
+    changes_of_code(planner)
 }
 
 /// `param_sysfs_init` makes `/sys/module` and fills it with the parameters and versions of what is
@@ -216,6 +217,25 @@ fn random_numbers(planner: &mut Planner) -> Result<(), PlanError> {
     let (old, new) = ([0x68, 0, 0, 4, 0], [0x68, 0, 8, 0, 0]);
     let why = "2048 counters for the identifications of IP packets";
     planner.replace_insn("ip_rt_init", &old, &new, Reason::fast_boot(why))
+}
+
+/// Copies RDX bytes, a few, from RSI to RDI.
+const COPY: &[u8] = &[
+    0x9c, // pushfq
+    0xfa, // cli
+    0x89, 0xd1, // mov ecx, edx
+    0xf3, 0xa4, // rep movsb
+    0x9d, // popfq
+    0xc3, // ret
+];
+
+/// `text_poke_early(to, from, length)` asks whether the code is a module's, and has the processor forget what it
+/// has read ahead: an emulator reads nothing ahead of an interrupt.
+fn changes_of_code(planner: &mut Planner) -> Result<(), PlanError> {
+    let why = "code is changed at start by a copy with interrupts off";
+    planner.in_front("text_poke_early", Reason::fast_boot(why), |_, _| {
+        COPY.to_vec()
+    })
 }
 
 #[cfg(test)]
